@@ -1,0 +1,101 @@
+"""Checks made where a public function starts, before anything is traced."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_key(key: Any, name: str = "key") -> jax.Array:
+    """Return `key` if it is one JAX random key, else say how to make one."""
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+            return key
+        if key.dtype == jnp.uint32 and key.ndim == 1:  # the raw form of jax.random.PRNGKey
+            return jax.random.wrap_key_data(key)
+    raise TypeError(f"{name} must be one JAX random key, got {key!r}; make one with jax.random.key(0)")
+
+
+def check_finite(array: Any, name: str) -> np.ndarray:
+    """Return `array` as NumPy if every entry is a finite number; else name the first that is not."""
+    try:
+        values = np.asarray(array)
+    except Exception as error:
+        raise TypeError(f"{name} is not an array: {error}") from None
+    if values.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {values.dtype}; convert text or objects to numbers first"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = np.argwhere(~np.isfinite(values))
+        index = ", ".join(str(i) for i in bad[0])
+        raise ValueError(
+            f"{name}[{index}] is {values[tuple(bad[0])]} ({len(bad)} non-finite of {values.size}); "
+            "remove or impute such entries"
+        )
+    return values
+
+
+def check_inputs(x: Any, name: str = "x") -> Any:
+    """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf."""
+    leaves, treedef = jax.tree.flatten(x)
+    if not leaves:
+        raise ValueError(f"{name} is empty; pass an array whose first axis runs over data points")
+    arrays = [check_finite(leaf, name) for leaf in leaves]
+    for array in arrays:
+        if array.ndim == 0:
+            raise ValueError(f"{name} is a scalar; pass an array whose first axis runs over data points")
+        if array.shape[0] == 0:
+            raise ValueError(f"{name} has no data points: shape {array.shape}")
+        if array.shape[0] != arrays[0].shape[0]:
+            raise ValueError(f"{name}: leaves disagree on the number of data points: "
+                             f"{[a.shape for a in arrays]}")
+    return jax.tree.unflatten(treedef, [jnp.asarray(a) for a in arrays])
+
+
+def check_data(x: Any, y: Any) -> tuple[Any, jax.Array]:
+    """Check inputs and targets: finite, and as many targets as inputs."""
+    x = check_inputs(x, "x")
+    y = check_finite(y, "y")
+    n = num_points(x)
+    if y.ndim == 0 or y.shape[0] != n:
+        raise ValueError(f"y has shape {y.shape} but x has {n} data points; the first axis of both is the datum")
+    return x, jnp.asarray(y)
+
+
+def num_points(x: Any) -> int:
+    """Number of data points: the length of the first axis of the first leaf."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def check_count(value: Any, name: str, minimum: int = 1) -> int:
+    """Return `value` as an int if it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_positive(value: Any, name: str, *, zero: bool = False) -> float:
+    """Return `value` as a float if it is a positive finite number (or zero where allowed)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not np.isfinite(number) or number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be a finite number {'of at least' if zero else 'above'} 0, got {value!r}")
+    return number
+
+
+def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`; else list them and the nearest."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")

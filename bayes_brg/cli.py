@@ -1,0 +1,131 @@
+"""Command line: ``bayes-brg run FILE`` and ``bayes-brg info [RUN]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+
+__all__ = ["main"]
+
+# The columns of summary.csv that fit a terminal, and how they are written there.
+COLUMNS = {"cutoff": "Λ", "sloppy_fraction": "sloppy", "loss_median": "loss median", "loss_mean": "mean",
+           "loss_q05": "5 %", "loss_q95": "95 %", "phi_mean": "φ mean", "phi_std": "φ sd", "phi_skewness": "skew",
+           "phi_excess_kurtosis": "kurtosis"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; default those of the process.
+
+    Returns
+    -------
+    int
+        0 where all went well, 2 for an error (told in one line), 130 for an interrupt.
+    """
+    for stream in (sys.stdout, sys.stderr):  # Λ and φ on a terminal that has no such letters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the finished stages", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        return 0
+    except Exception as error:
+        if arguments.traceback:
+            raise
+        name = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"bayes-brg: error: {name}{message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bayes-brg", description="Bayesian neural networks seen through the "
+                                     "renormalisation group: run experiments, look at runs.")
+    parser.add_argument("--version", action="version", version=f"bayes-brg {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run the experiment that a file declares",
+                              description="Run the experiment that FILE declares; an interrupted run goes on.")
+    run.add_argument("file", metavar="FILE", help="a Python file with an Experiment, such as models/wide_relu.py")
+    run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
+    run.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], nargs="+", dest="settings",
+                     help="replace settings; may be repeated")
+    run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.set_defaults(command=_run)
+
+    info = commands.add_parser("info", help="versions, or what a run contains")
+    info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
+    info.set_defaults(command=_info)
+    for command in (run, info):
+        command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from .experiment import load_experiment  # JAX takes a second; --help does not need it
+
+    settings = {}
+    for item in (item for group in arguments.settings for item in group):
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set takes NAME=VALUE, got {item!r}")
+        settings[name.strip()] = value.strip()
+    experiment = load_experiment(arguments.file)
+    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file)
+    if not arguments.quiet:
+        print(report(run))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from .experiment import machine, versions
+    from .store import load_run
+
+    if arguments.run is not None:
+        print(report(load_run(arguments.run)))
+        return
+    for name, value in {**versions(), **machine()}.items():
+        print(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
+
+
+def report(run) -> str:
+    """What a run found, as text: settings, the summary of the main method, Λ_C of each, seconds, files."""
+    manifest = run.manifest
+    lines = [f"{run.name}: " + ", ".join(f"{k}={v}" for k, v in run.settings.items())]
+    if not run.finished:
+        lines.append("not finished; stages done: " + (", ".join(manifest["stages"]) or "none"))
+    if run.file("summary", None, ".csv").is_file():
+        table = run.summary[list(COLUMNS)].rename(columns=COLUMNS)
+        lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input, by cutoff Λ (per datum)",
+                  table.to_string(index=False, float_format=lambda v: f"{v:.4g}")]
+    if manifest["results"]:
+        lines.append("")
+    for method, found in manifest["results"].items():
+        diverged, total = found["num_diverged"], found["num_members"]
+        lines.append(f"{method}: {found['critical_scale_text']}; {diverged} of {total} members diverged"
+                     + (" and are left out" if diverged else "")
+                     + (f"; {found['num_unstable']} more were unstable in training but are kept"
+                        if found.get("num_unstable") else ""))
+    seconds = {name: entry["seconds"] for name, entry in manifest["stages"].items()}
+    lines.append("")
+    lines.append(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in seconds.items()))
+    files = sorted(str(p.relative_to(run.path)) for p in Path(run.path).rglob("*")
+                   if p.is_file() and not p.name.startswith("."))
+    lines.append(f"{run.path}: {', '.join(files)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

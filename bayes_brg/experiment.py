@@ -1,0 +1,648 @@
+"""Experiment: what a file in models/ declares, and the stages that run it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from . import arviz_bridge, store
+from ._checks import check_count, check_data, check_inputs, num_points
+from ._errors import block_jackknife
+from ._map import progress, quiet
+from .action import running_couplings
+from .correlators import cumulants
+from .fisher import fisher
+from .flow import Flow, critical_scale, renormalize
+from .flow import cutoffs as spaced_cutoffs
+from .model import name_key
+from .networks import Network
+from .posterior import Posterior
+from .store import Run
+
+__all__ = ["Data", "Experiment", "Settings", "load_experiment", "summarize"]
+
+QUANTILES = (0.05, 0.95)
+PHI_STATISTICS: dict[str, Callable[..., Any]] = {
+    "phi_mean": partial(np.mean, axis=-1),
+    "phi_std": partial(np.std, axis=-1, ddof=1),
+    "phi_skewness": partial(stats.skew, axis=-1, bias=False),
+    "phi_excess_kurtosis": partial(stats.kurtosis, axis=-1, bias=False),
+}
+
+
+class Settings(Mapping):
+    """Settings of one run, read as attributes: ``settings.width``. A mapping that does not change."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getitem__(self, name):
+        return self._values[name]
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"the experiment has no setting {name!r}{_nearest(name, self._values)}") from None
+
+    def __setattr__(self, name, value):
+        raise AttributeError("settings do not change during a run; pass settings= to run")
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __repr__(self):
+        return f"Settings({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data of an experiment.
+
+    Attributes
+    ----------
+    x, y : array
+        Training inputs (n, dim) and targets.
+    x_test, y_test : array
+        Held-out points, on which the loss along the flow is taken.
+    characteristic : array (dim,), optional
+        The one input at which the distribution of φ is followed; default the first test input.
+    truth : float or array, optional
+        The true φ at the characteristic input.
+    """
+
+    x: Any
+    y: Any
+    x_test: Any
+    y_test: Any
+    characteristic: Any = None
+    truth: Any = None
+
+    def __post_init__(self):
+        check_data(self.x, self.y)
+        check_data(self.x_test, self.y_test)
+
+    def outputs_at(self) -> tuple[Any, int]:
+        """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""
+        if self.characteristic is None:
+            return self.x_test, 0
+
+        def join(test, one):
+            return jnp.concatenate([jnp.asarray(test), jnp.asarray(one, jnp.asarray(test).dtype)[None]])
+
+        return jax.tree.map(join, self.x_test, self.characteristic), num_points(self.x_test)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment: a model, its data, ways to infer, a metric and a flow. A file in models/ declares one.
+
+    Every stream of random numbers (data, probe, each method, flow) has a key of its own, folded from the stream's
+    name into ``jax.random.key(settings.seed)``. Data and probe are made once, so they are the same for all members.
+
+    Attributes
+    ----------
+    name : str
+        Names the default run directory, ``runs/<name>``.
+    model : callable
+        ``model(settings)`` returns the NumPyro model or `Network`.
+    data : callable
+        ``data(settings, key)`` returns `Data`.
+    probe : callable
+        ``probe(settings, key)`` returns the inputs (n, dim) over which the Fisher metric is averaged.
+    infer : mapping of str to callable
+        Name of a method to ``method(model, x, y, key, settings)``, which returns a `Posterior`. The first is the main
+        one; the others are shown beside it.
+    metric : mapping, or callable of settings
+        Keywords of `fisher`, such as ``{"at": "mean"}``.
+    flow : mapping, or callable of settings
+        Keywords of `renormalize`, such as ``{"cutoffs": [0, .1, 1], "refill": "zero"}``; Λ per datum. Without
+        ``cutoffs`` they are spaced over the main metric by `cutoffs`.
+    settings : mapping
+        Names and default values, which ``--set name=value`` replaces by values of the same type. ``seed`` is always
+        there (0).
+    max_loss : float
+        A member whose test loss at Λ = 0 is not below this, or not finite, has diverged: it is counted, listed and
+        left out of the statistics. Units of the loss.
+    couplings : int
+        Follow the field on so many points, the characteristic input and then test inputs, along the flow: its
+        cumulants to fourth order and the couplings of its action, with standard errors, in ``couplings.nc`` and two
+        figures. 0 for none; an action of M points needs far more than M draws.
+    extras : callable, optional
+        ``extras(run, flows)`` returns further results by name, made when all else is done: matplotlib Figures, kept as
+        ``figures/NAME.png``, and pandas DataFrames, kept as ``NAME.csv``. `run` is the `Run`, `flows` the `Flow` of
+        each method.
+
+    Raises
+    ------
+    TypeError
+        If a part is not what it must be, by name.
+    """
+
+    name: str
+    model: Callable[[Settings], Any]
+    data: Callable[[Settings, jax.Array], Data]
+    probe: Callable[[Settings, jax.Array], Any]
+    infer: Mapping[str, Callable[..., Posterior]]
+    metric: Mapping[str, Any] | Callable[[Settings], Mapping] = field(default_factory=dict)
+    flow: Mapping[str, Any] | Callable[[Settings], Mapping] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    max_loss: float = 1e3
+    couplings: int = 0
+    extras: Callable[[Run, Mapping[str, Flow]], Mapping[str, Any]] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name or Path(self.name).name != self.name:
+            raise TypeError(f"an experiment's name must be text that can name a directory, got {self.name!r}")
+        for part in ("model", "data", "probe"):
+            value = getattr(self, part)
+            if isinstance(value, Network) or not callable(value):
+                raise TypeError(f"{part} of experiment {self.name!r} must be a function of settings, got "
+                                f"{type(value).__name__}; write {part}=lambda settings"
+                                f"{', key' * (part != 'model')}: ...")
+        if not isinstance(self.infer, Mapping) or not self.infer:
+            raise TypeError(f"infer of experiment {self.name!r} must name at least one method: "
+                            "{'ensemble': function(model, x, y, key, settings)}")
+        for method, function in self.infer.items():
+            if not callable(function):
+                raise TypeError(f"infer[{method!r}] must be a function, got {type(function).__name__}")
+            if not str(method).replace("_", "").isalnum():  # it names files
+                raise TypeError(f"infer: method name {method!r} must be letters, digits and underscores")
+        for part in ("metric", "flow"):
+            value = getattr(self, part)
+            if not isinstance(value, Mapping) and not callable(value):
+                raise TypeError(f"{part} of experiment {self.name!r} must be a mapping of keywords, got "
+                                f"{type(value).__name__}")
+        check_count(self.couplings, f"couplings of experiment {self.name!r}", minimum=0)
+        if self.extras is not None and not callable(self.extras):
+            raise TypeError(f"extras of experiment {self.name!r} must be a function of (run, flows), got "
+                            f"{type(self.extras).__name__}")
+        object.__setattr__(self, "settings", {"seed": 0, **self.settings})
+
+    def with_settings(self, overrides: Mapping[str, Any] | None = None) -> Settings:
+        """Default settings with some replaced. Text is read as the default's type.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown (the nearest is given) or a value is not of the default's type.
+        """
+        values = dict(self.settings)
+        for name, value in (overrides or {}).items():
+            if name not in values:
+                raise ValueError(f"experiment {self.name!r} has no setting {name!r}{_nearest(name, values)}; "
+                                 f"its settings are {', '.join(values)}")
+            values[name] = _like(values[name], value, name)
+        check_count(values["seed"], "seed", minimum=0)
+        return Settings(values)
+
+    def run(self, out: str | Path | None = None, settings: Mapping[str, Any] | None = None, *,
+            progress_bar: bool = True, source: str | Path | None = None) -> Run:
+        """Run every stage and leave a directory that `load_run` reads.
+
+        A stage that an interrupted run of the same experiment and settings finished is read, not run again; since
+        every stream has its own key, the result is the same.
+
+        Parameters
+        ----------
+        out : str or Path, optional
+            The run directory; default ``runs/<name>``.
+        settings : mapping, optional
+            Replaces default settings.
+        progress_bar : bool
+            Show stages and progress on a terminal.
+        source : str or Path, optional
+            The file that declares the experiment; a changed file is another experiment.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        ValueError
+            If `out` holds another experiment's run or this one's with other settings, naming the difference.
+        """
+        path = Path(out) if out is not None else Path("runs") / self.name
+        return _run(self, path, self.with_settings(settings), progress_bar, source)
+
+    def flow_of(self, run: Run, method: str | None = None) -> Flow:
+        """The `Flow` behind a run's flow data: the same draws, refills and cutoffs, to ask it for more.
+
+        Parameters
+        ----------
+        run : Run
+            Of this experiment.
+        method : str, optional
+            Default the main one.
+
+        Returns
+        -------
+        Flow
+        """
+        if run.name != self.name:
+            raise ValueError(f"{run.path} is a run of {run.name!r}, not of {self.name!r}")
+        method = run.methods[0] if method is None else method
+        if method not in run.methods:
+            raise ValueError(f"the run has no method {method!r}; its methods are {', '.join(run.methods)}")
+        settings = self.with_settings(run.settings)
+        x_probe = check_inputs(self.probe(settings, name_key(jax.random.key(settings.seed), "probe")), "probe")
+        return _renormalized(self, settings, self.model(settings), run.posteriors[method], x_probe,
+                             run.flows[method]["cutoff"].values)
+
+
+# -- the stages -----------------------------------------------------------------------------------------------
+def _options(part: Mapping[str, Any] | Callable[[Settings], Mapping], settings: Settings) -> dict[str, Any]:
+    return dict(part(settings) if callable(part) else part)
+
+
+def _renormalized(experiment: Experiment, settings: Settings, model: Any, posterior: Posterior, x_probe: Any,
+                  cutoffs: Any) -> Flow:
+    """The flow of one method; without cutoffs they are spaced over its metric."""
+    made = fisher(model, posterior, x_probe, **_options(experiment.metric, settings))
+    if cutoffs is None:
+        cutoffs = spaced_cutoffs(made)
+    if not np.any(np.asarray(cutoffs) == 0):
+        cutoffs = [0.0, *cutoffs]
+    options = _options(experiment.flow, settings) | {"cutoffs": cutoffs}
+    return renormalize(model, posterior, made, key=name_key(jax.random.key(settings.seed), "flow"), **options)
+
+
+def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: bool,
+         source: str | Path | None) -> Run:
+    metric, flow = (_options(part, settings) for part in (experiment.metric, experiment.flow))
+    methods, key = list(experiment.infer), jax.random.key(settings.seed)
+    manifest = store.open_run(path, {
+        "experiment": experiment.name, "settings": dict(settings), "methods": methods,
+        "options": {"metric": metric, "flow": flow, "max_loss": experiment.max_loss,
+                    **({"couplings": experiment.couplings} if experiment.couplings else {})},
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "source": None if source is None else _fingerprint(Path(source)),
+    })
+    run = Run(path, manifest)
+    if run.finished and all(file.is_file() for file in run.files):
+        return run
+    manifest["key"] = {"seed": settings.seed, "implementation": str(jax.random.key_impl(key)),
+                       "data": np.asarray(jax.random.key_data(key)).tolist()}
+    manifest["versions"], manifest["platform"] = versions(), machine()
+    todo = {stage for m in methods for stage in (f"posterior {m}", f"flow {m}")} | {"data", "summary", "figures"}
+    todo |= {"extras"} if experiment.extras else set()
+    todo |= {"couplings"} if experiment.couplings else set()
+    bar = progress(desc=experiment.name, total=len(todo), unit="stage", show=progress_bar)
+    bar.update(len(todo & set(manifest["stages"])))
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        bar.set_postfix_str(name)
+        start = time.perf_counter()
+        yield
+        manifest["stages"][name] = {"seconds": round(time.perf_counter() - start, 3),
+                                    "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        store.write_json(path / store.MANIFEST, manifest)  # only now is the stage finished
+        bar.update()
+
+    def missing(name: str, file: Path) -> bool:
+        return name not in manifest["stages"] or not file.is_file()
+
+    with bar, quiet(not progress_bar):
+        # Model, data and probe are made anew when a run is resumed: they follow from the settings and the key.
+        model = experiment.model(settings)
+        data = experiment.data(settings, name_key(key, "data"))
+        if not isinstance(data, Data):
+            raise TypeError(f"data of experiment {experiment.name!r} must return brg.Data, got {type(data).__name__}")
+        x_probe = check_inputs(experiment.probe(settings, name_key(key, "probe")), "probe")
+        if missing("data", path / "data.nc"):
+            with stage("data"):
+                store.write_datasets(path / "data.nc", {None: _data_dataset(data, x_probe)})
+        cutoffs = flow.get("cutoffs")
+        for method, infer in experiment.infer.items():
+            posterior_file, flow_file = run.file("posterior", method), run.file("flow", method)
+            posterior = None
+            if missing(f"posterior {method}", posterior_file):
+                with stage(f"posterior {method}"):
+                    posterior = infer(model, data.x, data.y, name_key(key, method), settings)
+                    if not isinstance(posterior, Posterior):
+                        raise TypeError(f"infer[{method!r}] must return a Posterior, got {type(posterior).__name__}")
+                    store.save_posterior(posterior_file, posterior)
+            if missing(f"flow {method}", flow_file):
+                with stage(f"flow {method}"):
+                    posterior = posterior or store.load_posterior(posterior_file)
+                    if cutoffs is None and method != methods[0]:
+                        cutoffs = run.flow.cutoff.values
+                    flowed = _renormalized(experiment, settings, model, posterior, x_probe, cutoffs)
+                    measured = measure(flowed, data, experiment.max_loss)
+                    manifest["results"][method] = dict(measured.attrs)
+                    store.write_datasets(flow_file, {None: measured})
+        if "summary" not in manifest["stages"] or not all(run.file("summary", m, ".csv").is_file() for m in methods):
+            with stage("summary"):
+                for method in methods:
+                    with store.replacing(run.file("summary", method, ".csv")) as temporary:
+                        summarize(run.flows[method]).to_csv(temporary, index=False)
+        if experiment.couplings and not ("couplings" in manifest["stages"]
+                                         and all(run.file("couplings", m).is_file() for m in methods)):
+            with stage("couplings"):
+                for method in methods:
+                    store.write_datasets(run.file("couplings", method),
+                                         {None: measure_couplings(run.flows[method], experiment.couplings)})
+        if "figures" not in manifest["stages"]:
+            with stage("figures"):
+                from . import plots  # matplotlib is imported when it is needed
+                for name, figure in plots.run_figures(run).items():
+                    with store.replacing(path / "figures" / f"{name}.png") as temporary:
+                        figure.savefig(temporary, format="png", dpi=150)
+        if experiment.extras and "extras" not in manifest["stages"]:
+            with stage("extras"):
+                results = experiment.extras(run, {m: experiment.flow_of(run, m) for m in methods})
+                for name, result in results.items():
+                    if isinstance(result, pd.DataFrame):
+                        with store.replacing(path / f"{name}.csv") as temporary:
+                            result.to_csv(temporary, index=False)
+                    elif hasattr(result, "savefig"):
+                        with store.replacing(path / "figures" / f"{name}.png") as temporary:
+                            result.savefig(temporary, format="png", dpi=150)
+                    else:
+                        raise TypeError(f"extras: {name!r} must be a Figure or a DataFrame, got "
+                                        f"{type(result).__name__}")
+        manifest["finished"] = True
+        store.write_json(path / store.MANIFEST, manifest)
+    return run
+
+
+def _data_dataset(data: Data, x_probe: Any) -> xr.Dataset:
+    variables = {}
+    x_eval, at = data.outputs_at()
+    named = {"x": ("train", data.x), "y": ("train", data.y), "x_test": ("test", data.x_test),
+             "y_test": ("test", data.y_test), "x_probe": ("probe", x_probe)}
+    for name, (axis, value) in named.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+            label = arviz_bridge.escape(name + jax.tree_util.keystr(path))
+            array = np.asarray(leaf)
+            variables[label] = ((axis, *(f"{label}_dim_{i}" for i in range(array.ndim - 1))), array)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x_eval):
+        label = arviz_bridge.escape("characteristic" + jax.tree_util.keystr(path))
+        array = np.asarray(leaf)[at]
+        variables[label] = (tuple(f"{label}_dim_{i}" for i in range(array.ndim)), array)
+    if data.truth is not None:
+        variables["truth"] = (("output",), np.atleast_1d(np.asarray(data.truth, dtype=float)))
+    return xr.Dataset(variables)
+
+
+def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
+    """φ, loss and stiff fraction along a flow, and which members diverged.
+
+    Parameters
+    ----------
+    flow : Flow
+    data : Data
+        φ is taken at its test inputs and its characteristic input, the loss on its test points.
+    max_loss : float
+        A member with a loss not below this at Λ = 0, or not finite, has diverged.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
+        ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
+        ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
+        ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge.
+    """
+    x, at = data.outputs_at()
+    phi, loss = flow.predict(x), flow.loss(data.x_test, data.y_test)
+    start = loss.sel(cutoff=0).transpose("chain", "draw").values
+    diverged = ~(np.isfinite(start) & (start < max_loss))
+    method = flow.posterior.method
+    if diverged.all():
+        raise ValueError(f"all {diverged.size} members of the {method} posterior diverged: their loss at cutoff 0 is "
+                         f"not finite, or not below {max_loss:g}{_stable_rate(flow.posterior)}")
+    critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
+    attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
+             "num_members": diverged.size, "num_diverged": int(diverged.sum())}
+    if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
+        attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
+    attrs |= {name: float(value) for name, value in (
+        ("critical_scale", critical.value), ("critical_scale_lower", critical.lower),
+        ("critical_scale_upper", critical.upper))}
+    attrs["critical_scale_text"] = str(critical)
+    return xr.Dataset({"phi": phi, "loss": loss, "stiff_fraction": ("cutoff", np.asarray(flow.stiff_fraction)),
+                       "diverged": (("chain", "draw"), diverged)}, attrs=attrs)
+
+
+def measure_couplings(flow: xr.Dataset, num_points: int = 3) -> xr.Dataset:
+    """Cumulants and running couplings of the field at a few inputs, along a flow.
+
+    Parameters
+    ----------
+    flow : xarray.Dataset
+        As `Run.flow`. Members that diverged are left out; the first output is taken.
+    num_points : int
+        The characteristic input, then the first of the others.
+
+    Returns
+    -------
+    xarray.Dataset
+        What `running_couplings` gives, each name with its ``_sem``, over (cutoff, point). ``point`` is the position
+        along ``point`` of the flow.
+
+    Warns
+    -----
+    UserWarning
+        Where the covariance is near-singular at a cutoff, as for points that the members always change together: its
+        action is then that of the field plus a little noise, whose variance is ``ridge``.
+
+    Notes
+    -----
+    The action is that of order 1/N (theory §5): its couplings are those of −log p as far as κ4/κ2² is small against 1.
+    """
+    at = flow.attrs["characteristic_point"]
+    points = [at, *(i for i in range(flow.sizes["point"]) if i != at)][:num_points]
+    phi = flow["phi"].isel(point=points, output=0)
+    kept = ~flow["diverged"].values.ravel()
+    if not kept.all():  # chains of unequal length; members that can diverge so are independent of each other
+        values = phi.transpose("cutoff", "chain", "draw", "point").values
+        values = values.reshape(values.shape[0], -1, values.shape[-1])[:, kept]
+        phi = xr.DataArray(values, dims=("cutoff", "sample", "point"), coords={"cutoff": phi["cutoff"].values})
+    running = running_couplings(cumulants(phi, order=4)).drop_vars("label", errors="ignore")
+    return running.assign_coords(point=points).assign_attrs(cutoff_units="Fisher information per datum", output=0)
+
+
+def _stable_rate(posterior: Posterior) -> str:
+    if "largest_stable_rate" not in posterior.stats:
+        return ""
+    rates = np.asarray(posterior.stats["largest_stable_rate"])
+    return f"; their largest stable learning rates are {rates.min():.3g} to {rates.max():.3g}"
+
+
+def summarize(flow: xr.Dataset, blocks: int = 25) -> pd.DataFrame:
+    """One row a cutoff: what the ensemble does along the flow. Members that diverged are left out.
+
+    Parameters
+    ----------
+    flow : xarray.Dataset
+        As `Run.flow`.
+    blocks : int
+        Blocks of consecutive draws of the jackknife behind the standard errors.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cutoff`` (per datum); ``sloppy_fraction``; test loss ``loss_median, loss_mean, loss_q05, loss_q95``; φ at the
+        characteristic input (first output) ``phi_mean, phi_std, phi_skewness, phi_excess_kurtosis`` (unbiased);
+        a standard error ``*_se`` for each but the quantiles, by a delete-a-block jackknife; ``num_members`` used and
+        ``num_diverged`` left out.
+    """
+    kept = ~flow["diverged"].values.ravel()
+    loss = _members(flow["loss"])[:, kept]
+    phi = _members(flow["phi"].isel(point=flow.attrs["characteristic_point"], output=0))[:, kept]
+
+    table = {"cutoff": flow["cutoff"].values, "sloppy_fraction": 1 - flow["stiff_fraction"].values,
+             "loss_median": np.median(loss, axis=1), "loss_mean": np.mean(loss, axis=1)}
+    table |= dict(zip(("loss_q05", "loss_q95"), np.quantile(loss, QUANTILES, axis=1), strict=True))
+    with np.errstate(all="ignore"):  # φ may be the same for all members: no skewness then
+        table |= {name: statistic(phi) for name, statistic in PHI_STATISTICS.items()}
+        table["loss_median_se"] = block_jackknife(partial(np.median, axis=-1), loss, blocks)
+        table["loss_mean_se"] = block_jackknife(partial(np.mean, axis=-1), loss, blocks)
+        table |= {f"{name}_se": block_jackknife(statistic, phi, blocks) for name, statistic in PHI_STATISTICS.items()}
+    table |= {"num_members": loss.shape[1], "num_diverged": int(np.sum(~kept))}
+    return pd.DataFrame(table)
+
+
+def _members(array: xr.DataArray) -> np.ndarray:
+    """(cutoff, chain, draw) as float64 (cutoff, member), chain by chain."""
+    values = array.transpose("cutoff", "chain", "draw").values.astype(np.float64)
+    return values.reshape(values.shape[0], -1)
+
+
+# -- settings, files, surroundings ----------------------------------------------------------------------------
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """`value` as the type of `default`; text is parsed."""
+    def wrong(expected: str):
+        return ValueError(f"setting {name!r} must be {expected} like its default {default!r}, got {value!r}")
+
+    if isinstance(default, bool):
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        found = words.get(str(value).lower())
+        if found is None:
+            raise wrong("true or false")
+        return found
+    if isinstance(default, (int, float)):
+        kind, expected = (int, "a whole number") if isinstance(default, int) else (float, "a number")
+        try:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise wrong(expected) from None
+        if isinstance(value, bool) or (not isinstance(value, str) and number != value) or not np.isfinite(number):
+            raise wrong(expected)
+        return number
+    if isinstance(default, (list, tuple)):
+        parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)) or not default:
+            raise wrong("a comma-separated list")
+        return type(default)(_like(default[0], p, name) for p in parts)
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise wrong("text")
+        return value
+    raise TypeError(f"setting {name!r} has a default of type {type(default).__name__}; settings are numbers, "
+                    "true or false, text, or lists of these")
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """The `Experiment` that a Python file declares.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file such as ``models/wide_relu.py``; it is run.
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, it is not Python, it fails, or it declares no experiment or several.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is a directory; name a Python file that declares an Experiment")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        code = compile(text, str(path), "exec")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file; name a Python file that declares an Experiment") from None
+    except SyntaxError as error:
+        raise ValueError(f"{path} is not Python: {error.msg} (line {error.lineno})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    module = types.ModuleType(f"bayes_brg_experiment_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)  # as `python file.py` does, so that a file may import its neighbours
+    try:
+        exec(code, module.__dict__)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path} fails when it is run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    found = {id(v): v for v in vars(module).values() if isinstance(v, Experiment)}
+    if len(found) != 1:
+        raise ValueError(f"{path} declares {len(found) or 'no'} Experiment{'s' * (len(found) > 1)}; it needs one: "
+                         "experiment = brg.Experiment(name=..., model=..., ...)")
+    return next(iter(found.values()))
+
+
+def _fingerprint(path: Path) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and what it computes with."""
+    from . import __version__
+
+    names = ("jax", "jaxlib", "numpyro", "arviz", "xarray", "numpy", "scipy", "optax", "blackjax", "matplotlib")
+    found = {"bayes_brg": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What it runs on."""
+    return {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count(),
+            "backend": jax.default_backend(), "devices": [d.device_kind for d in jax.devices()]}

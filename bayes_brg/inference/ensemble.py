@@ -1,0 +1,385 @@
+"""Ensembles of networks trained by gradient descent, a stand-in for the posterior (§2, §4.2.2 of the paper)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+from threadpoolctl import threadpool_limits
+
+from .._checks import check_choice, check_count, check_data, check_key, check_positive, num_points
+from .._map import default_chunk, map_draws, progress
+from ..model import BoundModel, Params, bind, name_key, unwrap
+from ..networks import BoundNetwork
+from ..posterior import Posterior, as_chains, check_proper, draw_prior, log_joint, work
+from .linear import descend, draw_readout
+
+__all__ = ["ensemble", "readout_posterior"]
+
+MEMBERS_AT_ONCE = 16  # whose features are held in memory together by the closed forms
+
+
+def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str | Sequence[str] = "readout",
+             objective: str = "loss", optimizer: str = "sgd", learning_rate: float = 1e-6, num_epochs: int = 1000,
+             record: Sequence[int] = (), solver: str = "auto", progress_bar: bool = True) -> Posterior:
+    """Train an ensemble by gradient descent from independent prior draws.
+
+    Parameters
+    ----------
+    model : callable
+        A `Network` or any NumPyro model ``model(x, y)``.
+    x : array (n, dim)
+    y : array (n,) or (n, outputs)
+    key : jax.random.key
+        Initial values, noise and anchors come from streams named after them.
+    num_members : int
+    train : {"readout", "all"} or sequence of site names
+        The sites that learn; the others stay at their prior draw.
+    objective : {"loss", "randomized_map"}
+        ``"loss"``: (y − φ)² summed over outputs for Gaussian likelihoods (92), −log p for others.
+        ``"randomized_map"``: each member fits its own noisy targets y + ε, ε ~ N(0, s²), and is tied to its own prior
+        draw θ₀: |y + ε − φ|² + s² Σ (θ − θ₀)²/σ₀². On a linear readout its minimiser, found exactly here whatever the
+        optimizer, is an exact posterior draw (theory §8). For other likelihoods, −2 log p takes the place of the square
+        and only θ₀ is random. Needs Gaussian priors.
+    optimizer : {"sgd", "gd", "adam"}
+        ``"sgd"``: per sample, in order. ``"gd"``: full batch, mean over points. ``"adam"``: the same gradient in Adam.
+    learning_rate : float
+        η in θ ← θ − η ∂loss/∂θ, so w ← w + 2η r h for the square: units of θ²/loss.
+    num_epochs : int
+        Passes over the data; 0 leaves the prior draws.
+    record : sequence of int
+        Epochs to keep in ``posterior.history``.
+    solver : {"auto", "closed_form", "stepping"}
+        With a Gaussian likelihood, a trained readout and "sgd" or "gd" all epochs are one affine map, which "auto" uses
+        (theory §8). "stepping" takes every step.
+    progress_bar : bool
+
+    Returns
+    -------
+    Posterior
+        Members stored as (4, T/4) in key order (the largest divisor of T not above 4). ``stats``: ``independent``,
+        ``log_joint``, ``loss`` (training loss, mean over points), ``diverged`` (not finite, or a rate above the largest
+        stable one), and, from the closed form, ``largest_stable_rate``.
+
+    Warns
+    -----
+    UserWarning
+        When members diverged: how many, and the largest rate that is stable for all.
+
+    Raises
+    ------
+    ValueError
+        For data that disagree or are not finite, unknown options, or a closed form that does not apply.
+    """
+    key = check_key(key)
+    x, y = check_data(x, y)
+    count = check_count(num_members, "num_members")
+    epochs = check_count(num_epochs, "num_epochs", 0)
+    rate = check_positive(learning_rate, "learning_rate")
+    check_choice(optimizer, "optimizer", ("sgd", "gd", "adam"))
+    check_choice(objective, "objective", ("loss", "randomized_map"))
+    check_choice(solver, "solver", ("auto", "closed_form", "stepping"))
+    stops = sorted({check_count(e, "an epoch to record", 0) for e in record})
+    if stops and stops[-1] > epochs:
+        raise ValueError(f"record asks for epoch {stops[-1]} but num_epochs is {epochs}")
+    bound = bind(model, x)
+    y = bound.targets(y)
+    check_proper(bound)
+    trained = trained_sites(bound, train)
+    key = name_key(key, "ensemble")
+
+    linear = (isinstance(bound, BoundNetwork) and bound.network.likelihood.name == "gaussian"
+              and set(trained) <= set(bound.network.readout_sites))
+    closed = linear and (objective == "randomized_map" or optimizer != "adam")
+    if solver == "closed_form" and not closed:
+        raise ValueError("the closed form needs a Network with a Gaussian likelihood, train='readout' and optimizer "
+                         f"'sgd' or 'gd'; got train={train!r}, optimizer={optimizer!r}")
+    draws = draw_prior(bound, name_key(key, "init"), x, count)
+    stats: dict[str, Any] = {"independent": True}
+    snapshots: dict[int, Params]
+    if solver != "stepping" and closed and isinstance(bound, BoundNetwork) and objective == "randomized_map":
+        if stops:
+            raise ValueError("record needs a path of descent; randomized_map on a linear readout is solved at once: "
+                             "leave record out, or pass solver='stepping'")
+        snapshots = {epochs: exact_readout(bound, draws, x, y, key, trained, progress_bar)}
+    elif solver != "stepping" and closed:
+        snapshots, stable, limit = _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs,
+                                                    progress_bar)
+        stats["largest_stable_rate"] = as_chains(jnp.asarray(limit))
+    else:
+        snapshots = _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs,
+                                  progress_bar)
+    final = snapshots[epochs]
+    finite = np.logical_and.reduce([np.isfinite(np.asarray(final[s])).reshape(count, -1).all(1) for s in trained])
+    diverged = ~finite if "largest_stable_rate" not in stats else ~finite | ~stable
+    if diverged.any():
+        remedy = (f"the largest rate stable for all of them is {limit[diverged].min():.3g}, "
+                  "member by member in stats['largest_stable_rate']"
+                  if "largest_stable_rate" in stats else "lower it")
+        warnings.warn(f"{diverged.sum()} of {count} members diverged at learning_rate={rate:.3g}: {remedy}. They are "
+                      "marked in stats['diverged']", UserWarning, stacklevel=2)
+    method = f"ensemble ({objective}, {optimizer})"
+    stats |= {"diverged": as_chains(jnp.asarray(diverged)),
+              "loss": as_chains(map_draws(_loss_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x)))),
+              "log_joint": as_chains(log_joint(bound, final, x, y))}
+    history = {e: Posterior(as_chains(snapshots[e]), {"independent": True}, method, trained) for e in stops}
+    return Posterior(as_chains(final), stats, method, trained, history)
+
+
+def readout_posterior(model: Callable, x, y, *, key, num_samples: int = 1000, hidden: Params | None = None,
+                      progress_bar: bool = True) -> Posterior:
+    """Exact posterior of a linear Gaussian readout on frozen random features.
+
+    Each draw has hidden weights from the prior and a readout from its exact Gaussian posterior given them, by
+    Matheron's rule: w = w₀ + Σ_w Hᵀ(H Σ_w Hᵀ + s²)⁻¹(y + ε − H w₀) (theory §8).
+
+    Parameters
+    ----------
+    model : Network
+        With a Gaussian likelihood.
+    x : array (n, dim)
+    y : array (n,) or (n, outputs)
+    key : jax.random.key
+    num_samples : int
+    hidden : dict, optional
+        Hidden weights to freeze for every draw; default: each draw has its own from the prior.
+    progress_bar : bool
+
+    Returns
+    -------
+    Posterior
+        Independent draws of all sites, stored as (4, T/4); ``trained`` names the readout.
+
+    Raises
+    ------
+    ValueError
+        If the model is not a `Network` with a Gaussian likelihood.
+    """
+    key = check_key(key)
+    x, y = check_data(x, y)
+    count = check_count(num_samples, "num_samples")
+    bound = bind(model, x)
+    if not isinstance(bound, BoundNetwork) or bound.network.likelihood.name != "gaussian":
+        raise ValueError("readout_posterior needs a brg.mlp or brg.cosnet with a Gaussian likelihood, in whose readout "
+                         f"the output is linear; got {model!r}. Use brg.nuts for other models")
+    y = bound.targets(y)
+    key = name_key(key, "readout_posterior")
+    draws = draw_prior(bound, name_key(key, "init"), x, count)
+    trained = bound.network.readout_sites
+    for s, value in (hidden or {}).items():
+        if bound.site(s).shape != jnp.shape(value):
+            raise ValueError(f"hidden[{s!r}] has shape {jnp.shape(value)}, the model expects {bound.site(s).shape}")
+        if s not in trained:
+            draws[s] = jnp.broadcast_to(jnp.asarray(value, draws[s].dtype), draws[s].shape)
+    draws = exact_readout(bound, draws, x, y, key, trained, progress_bar)
+    stats = {"independent": True, "log_joint": as_chains(log_joint(bound, draws, x, y))}
+    return Posterior(as_chains(draws), stats, "readout_posterior", trained)
+
+
+def trained_sites(bound: BoundModel, train: str | Sequence[str]) -> tuple[str, ...]:
+    """The sites named by `train`, in the model's order."""
+    if train == "all":
+        return bound.names
+    if train == "readout":
+        if not isinstance(bound, BoundNetwork):
+            raise ValueError("train='readout' needs a brg.mlp or brg.cosnet; for this model pass train='all' or the "
+                             f"names of sites: {', '.join(bound.names)}")
+        return bound.network.readout_sites
+    names = (train,) if isinstance(train, str) else tuple(train)
+    for name in names:
+        bound.site(name)
+    if not names:
+        raise ValueError("train names no site; pass 'readout', 'all' or site names")
+    return tuple(s for s in bound.names if s in names)
+
+
+# -- closed forms ---------------------------------------------------------------------------------------------
+def _design_one(bound: BoundNetwork, params: Params, x: jax.Array) -> jax.Array:
+    return bound.network.design(params, x)
+
+
+def _columns(bound: BoundNetwork, trained: Sequence[str], width: int) -> np.ndarray:
+    """Columns of the design matrix that belong to the trained readout sites."""
+    mask = np.ones(width, bool)
+    if bound.network.readout_bias is not None:
+        mask[:-1] = bound.network.readout in trained
+        mask[-1] = bound.network.readout_bias in trained
+    return mask
+
+
+def _stack(bound: BoundNetwork, params: dict, index: int) -> np.ndarray:
+    """Readout weights over biases, (width [+ 1], outputs), in float64."""
+    parts = [np.atleast_2d(np.asarray(params[s][index], np.float64)) for s in bound.network.readout_sites]
+    return np.concatenate(parts)
+
+
+def _each_member(bound: BoundNetwork, draws: Params, x: jax.Array, solve: Callable, desc: str, show: bool) -> None:
+    """Call ``solve(member, H)`` for every member, features computed a few members at a time.
+
+    Members are independent, so each core solves one with single-threaded linear algebra: matrices this small gain
+    little from threads, and threads that compete for cores cost a factor of ten and more.
+    """
+    count, cores = next(iter(draws.values())).shape[0], os.cpu_count() or 1
+    with (progress(desc=desc, total=count, show=show, unit="member") as bar,
+          threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool):
+        for start in range(0, count, MEMBERS_AT_ONCE):
+            block = {s: v[start:start + MEMBERS_AT_ONCE] for s, v in draws.items()}
+            features = np.asarray(map_draws(_design_one, (bound,), block, (x,), chunk=1))
+            list(pool.map(solve, range(start, start + len(features)), features))
+            bar.update(len(features))
+
+
+def _store(bound: BoundNetwork, draws: Params, weights: np.ndarray) -> Params:
+    """Draws with the readout replaced by `weights` (T, width [+ 1], outputs), in the draws' own precision."""
+    network, out = bound.network, dict(draws)
+    width = draws[network.readout].shape[1]
+    out[network.readout] = jnp.asarray(weights[:, :width], draws[network.readout].dtype)
+    if network.readout_bias is not None:
+        out[network.readout_bias] = jnp.asarray(weights[:, width], draws[network.readout_bias].dtype)
+    return out
+
+
+def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs, show):
+    host = {s: np.asarray(draws[s]) for s in bound.network.readout_sites}
+    count = len(host[bound.network.readout])
+    stops = sorted({*stops, epochs})
+    targets = np.asarray(y, np.float64)
+    start = np.stack([_stack(bound, host, i) for i in range(count)])
+    results = np.repeat(start[None], len(stops), axis=0)
+    stable, limit = np.ones(count, bool), np.zeros(count)
+    mask = _columns(bound, trained, start.shape[1])
+
+    def solve(i, h):
+        h = np.asarray(h, np.float64)
+        frozen = h[:, ~mask] @ start[i][~mask]
+        done = descend(h[:, mask], targets - frozen, start[i][mask], optimizer=optimizer, learning_rate=rate,
+                       epochs=stops)
+        for k, w in enumerate(done.weights):
+            results[k, i, mask] = w
+        stable[i], limit[i] = done.stable, done.largest_stable_rate
+
+    _each_member(bound, draws, x, solve, "train", show)
+    return {e: _store(bound, draws, results[k]) for k, e in enumerate(stops)}, stable, limit
+
+
+def exact_readout(bound: BoundNetwork, draws: Params, x, y, key, trained: Sequence[str], show: bool) -> Params:
+    """Replace each member's readout by an exact posterior draw given its hidden weights (Matheron's rule)."""
+    count = next(iter(draws.values())).shape[0]
+    anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
+    host = {s: np.asarray(draws[s]) for s in bound.network.readout_sites}
+    anchor = {s: np.asarray(anchors[s]) for s in bound.network.readout_sites}
+    priors, noise = bound.network.priors(bound.dim), bound.network.likelihood.scale
+    targets = np.asarray(y, np.float64)
+    noise_keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
+    epsilon = noise * np.asarray(jax.vmap(lambda k: jax.random.normal(k, targets.shape))(noise_keys), np.float64)
+    std = np.concatenate([np.ravel(np.atleast_2d(np.broadcast_to(np.asarray(unwrap(priors[s]).scale),
+                                                                 bound.site(s).shape))[:, 0])
+                          if s == bound.network.readout else np.ravel(np.asarray(unwrap(priors[s]).scale))[:1]
+                          for s in bound.network.readout_sites]).astype(np.float64)
+    results = np.stack([_stack(bound, host, i) for i in range(count)])
+    mask = _columns(bound, trained, results.shape[1])
+
+    def solve(i, h):
+        h = np.asarray(h, np.float64)
+        start = np.where(mask[:, None], _stack(bound, anchor, i), results[i])
+        shift = draw_readout(h[:, mask], targets + epsilon[i] - h @ start, std[mask], noise)
+        results[i] = start
+        results[i, mask] += shift
+
+    _each_member(bound, draws, x, solve, "exact readout", show)
+    return _store(bound, draws, results)
+
+
+# -- step by step ---------------------------------------------------------------------------------------------
+def _objective(bound: BoundModel, x: Any, y: jax.Array, member: dict, strength: float):
+    """Per-point objective: ``fn(params) -> (n,)`` for a slice of points, plus the tie to the anchor."""
+    def fn(params, x, y):
+        loss = bound.loss(params, x, y)
+        if member["anchor"]:
+            tie = sum(jnp.sum(((params[s] - a) / member["scale"][s]) ** 2) for s, a in member["anchor"].items())
+            loss = loss + strength * tie
+        return loss
+    return fn
+
+
+def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
+    """All epochs of one member; returns its trained sites at each stop."""
+    params = member["params"]
+    targets = y + member["epsilon"] if member["epsilon"] is not None else y
+    fixed = {s: v for s, v in params.items() if s not in trained}
+    fn = _objective(bound, x, y, member, strength)
+
+    def point_loss(free, i):
+        x_i = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, 1), x)
+        return fn({**fixed, **free}, x_i, jax.lax.dynamic_slice_in_dim(targets, i, 1))[0]
+
+    def mean_loss(free):
+        return jnp.mean(fn({**fixed, **free}, x, targets))
+
+    rule = optax.adam(rate) if optimizer == "adam" else optax.sgd(rate)
+
+    def update(carry, grads):
+        free, state = carry
+        change, state = rule.update(grads, state, free)
+        return optax.apply_updates(free, change), state
+
+    def epoch(carry, _):
+        if optimizer != "sgd":
+            return update(carry, jax.grad(mean_loss)(carry[0])), None
+        return jax.lax.scan(lambda c, i: (update(c, jax.grad(point_loss)(c[0], i)), None), carry,
+                            jnp.arange(num_points(x)))[0], None
+
+    free = {s: params[s] for s in trained}
+    carry, done, kept = (free, rule.init(free)), 0, []
+    for stop in stops:
+        if stop > done:
+            carry, _ = jax.lax.scan(epoch, carry, None, length=stop - done)
+        done = stop
+        kept.append(carry[0])
+    return kept
+
+
+def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs, show):
+    count = next(iter(draws.values())).shape[0]
+    stops = tuple(sorted({*stops, epochs}))
+    member: dict[str, Any] = {"params": draws, "epsilon": None, "anchor": {}, "scale": {}}
+    strength = 0.0
+    if objective == "randomized_map":
+        gaussian = bound.likelihood is not None and bound.likelihood.name == "gaussian"
+        anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
+        member["anchor"] = {s: anchors[s] for s in trained}
+        member["scale"] = prior_scales(bound, x, trained, count)
+        if gaussian:
+            keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
+            member["epsilon"] = bound.likelihood.scale * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys)
+        # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
+        strength = (bound.likelihood.scale**2 if gaussian else 0.5) / num_points(x)
+    kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), member, (x, y),
+                     chunk=default_chunk(work(bound, x)), desc="train", show=show)
+    return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
+
+
+def prior_scales(bound: BoundModel, x: Any, sites: Sequence[str], count: int) -> Params:
+    """Prior standard deviations of Gaussian sites, repeated for each member."""
+    trace = bound.trace({}, x)
+    scales = {}
+    for s in sites:
+        base = unwrap(trace[s]["fn"])
+        if not isinstance(base, dist.Normal):
+            raise ValueError(f"randomized_map needs Gaussian priors, but site {s!r} has {type(base).__name__}; "
+                             "leave it out of train, or use objective='loss'")
+        scale = jnp.broadcast_to(base.scale, bound.site(s).shape)
+        scales[s] = jnp.broadcast_to(scale, (count, *scale.shape))
+    return scales
+
+
+def _loss_one(bound: BoundModel, params: Params, x, y) -> jax.Array:
+    return jnp.mean(bound.loss(params, x, y))

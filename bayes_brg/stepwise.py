@@ -1,0 +1,112 @@
+"""A flow whose metric is recomputed after every step: a wrapper round the fixed-metric step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+import xarray as xr
+
+from ._checks import check_data, check_inputs, check_key
+from ._map import map_draws
+from ._regulators import Regulator, Unlearning, as_regulator
+from .fisher import Metric
+from .flow import check_cutoffs, renormalize
+from .model import bind
+from .posterior import Posterior, predict
+
+__all__ = ["StepwiseFlow", "renormalize_stepwise"]
+
+
+@dataclass(frozen=True)
+class StepwiseFlow:
+    """Posteriors at increasing Λ, each renormalised from the one before with a metric of its own.
+
+    Make one with `renormalize_stepwise`. Like `Flow` it holds no parameters: iterating walks the steps anew.
+
+    Attributes
+    ----------
+    cutoffs : array (cutoff,)
+    """
+
+    model: Callable = field(repr=False)
+    posterior: Posterior
+    metric: Callable[[Posterior], Metric] = field(repr=False)
+    cutoffs: np.ndarray = field(repr=False)
+    key: jax.Array = field(repr=False)
+    refill: str
+    regulator: Regulator
+
+    def __iter__(self) -> Iterator[tuple[float, Posterior, Metric]]:
+        """Walk the flow: (Λ, posterior at Λ, metric that took it there)."""
+        posterior, before = self.posterior, 0.0
+        for i, cutoff in enumerate(self.cutoffs):
+            metric = self.metric(posterior)
+            regulator, key = self.regulator, self.key
+            if isinstance(regulator, Unlearning):
+                # A semigroup in law only: each step starts where the last one ended and has noise of its own.
+                start = max(before, 1 / regulator.num_data)
+                regulator, key = Unlearning(1 / start), jax.random.fold_in(key, i)
+            step = renormalize(self.model, posterior, metric, cutoffs=[cutoff], key=key, refill=self.refill,
+                               regulator=regulator)
+            posterior, before = step.at(cutoff), float(cutoff)
+            yield float(cutoff), posterior, metric
+
+    def at(self, cutoff: float) -> Posterior:
+        """The posterior at one of the flow's cutoffs."""
+        for scale, posterior, _ in self:
+            if scale == cutoff:
+                return posterior
+        raise ValueError(f"a stepwise flow is defined at its own cutoffs only, {self.cutoffs}, not at {cutoff}")
+
+    def predict(self, x) -> xr.DataArray:
+        """Output φ along the flow, (cutoff, chain, draw, point, output)."""
+        phi = np.stack([np.asarray(predict(self.model, p, x, progress_bar=False)) for _, p, _ in self])
+        dims = ("cutoff", "chain", "draw", "point", "output")
+        coords = {d: np.arange(k) for d, k in zip(dims, phi.shape, strict=True)} | {"cutoff": self.cutoffs}
+        return xr.DataArray(phi, coords, dims, name="phi")
+
+    def loss(self, x, y) -> xr.DataArray:
+        """Training loss along the flow, mean over points, (cutoff, chain, draw)."""
+        x, y = check_data(x, y)
+        bound = bind(self.model, check_inputs(x))
+        y = bound.targets(y)
+        lead = self.posterior.num_chains, self.posterior.num_draws
+        losses = [np.asarray(map_draws(_loss_one, (bound,), p.flat(), (x, y), chunk=4)).reshape(lead)
+                  for _, p, _ in self]
+        dims = ("cutoff", "chain", "draw")
+        coords = {d: np.arange(k) for d, k in zip(dims[1:], lead, strict=True)} | {"cutoff": self.cutoffs}
+        return xr.DataArray(np.stack(losses), coords, dims, name="loss")
+
+
+def _loss_one(bound, params, x, y):
+    return bound.loss(params, x, y).mean()
+
+
+def renormalize_stepwise(model, posterior: Posterior, metric: Callable[[Posterior], Metric], *, cutoffs, key,
+                         refill: str = "prior", regulator: str | Regulator = "sharp") -> StepwiseFlow:
+    """A BRG flow that recomputes its metric after each step, at the posterior it has reached.
+
+    Parameters
+    ----------
+    model, posterior, cutoffs, key, refill
+        As for `renormalize`.
+    metric : callable
+        From a posterior to its `Metric`, such as ``lambda p: brg.fisher(model, p, x)``.
+    regulator : {"sharp"} or `unlearning(num_data)`
+        Rules that compose: the sharp one with the same θ₀ at every step, un-learning with independent noise.
+
+    Returns
+    -------
+    StepwiseFlow
+    """
+    if not callable(metric):
+        raise TypeError("metric must be a function from a posterior to its Metric, such as "
+                        f"lambda p: brg.fisher(model, p, x), got {type(metric).__name__}")
+    regulator = as_regulator(regulator)
+    if regulator.name == "smooth":
+        raise ValueError("smooth variance-preserving regulators do not compose step by step; use 'sharp' or "
+                         "brg.unlearning(num_data)")
+    return StepwiseFlow(model, posterior, metric, check_cutoffs(cutoffs), check_key(key), refill, regulator)

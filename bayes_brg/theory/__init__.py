@@ -1,0 +1,68 @@
+"""Closed forms: networks at infinite width, their renormalisation, the cos-net, gradient descent in time.
+
+Independent of the rest of the package, so that it can check it. ``dual``, ``nngp`` and ``ntk`` are JAX
+functions; the others are NumPy float64 on the host.
+"""
+
+from bayes_brg.theory.cosnet import (
+    cosnet_action_coefficient,
+    cosnet_covariance,
+    cosnet_effective_variance,
+    cosnet_kappa4,
+    cosnet_mass,
+    cosnet_normalization,
+    cosnet_propagator,
+    cosnet_radius,
+    cosnet_spectrum,
+)
+from bayes_brg.theory.descent import descent, descent_time
+from bayes_brg.theory.duals import (
+    Activation,
+    activation,
+    dual,
+    dual_derivative,
+    dual_error,
+    leaky_relu,
+    polynomial,
+)
+from bayes_brg.theory.infinite_width import (
+    RenormalizedGP,
+    finite_width_kappa4,
+    gp_posterior,
+    predictive_gp,
+    readout_moments,
+    renormalized_gp,
+    renormalized_readout,
+)
+from bayes_brg.theory.kernels import feature_moments, nngp, ntk
+
+__all__ = [
+    "Activation",
+    "activation",
+    "cosnet_action_coefficient",
+    "cosnet_covariance",
+    "cosnet_effective_variance",
+    "cosnet_kappa4",
+    "cosnet_mass",
+    "cosnet_normalization",
+    "cosnet_propagator",
+    "cosnet_radius",
+    "cosnet_spectrum",
+    "descent",
+    "descent_time",
+    "dual",
+    "dual_derivative",
+    "dual_error",
+    "feature_moments",
+    "finite_width_kappa4",
+    "gp_posterior",
+    "leaky_relu",
+    "nngp",
+    "ntk",
+    "polynomial",
+    "predictive_gp",
+    "readout_moments",
+    "renormalized_gp",
+    "renormalized_readout",
+    "RenormalizedGP",
+]

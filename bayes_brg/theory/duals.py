@@ -1,0 +1,390 @@
+"""Dual activations: moments of f(u) for Gaussian u, the building blocks of kernels at infinite width.
+
+For zero-mean jointly Gaussian (u, v) with variances a, b and covariance c,
+
+    V1(a) = E f(u),    V2(a, b, c) = E f(u) f(v),    V2'(a, b, c) = E f'(u) f'(v) = dV2/dc.
+
+Three ways to get them, one per kind of activation: a closed form; the Mehler series with Gauss-Hermite
+coefficients for smooth callables; Gauss-Legendre panels that end at the kinks for the others.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import erf
+
+from bayes_brg.theory import quadrature
+
+HERMITE_NODES = 200  # smooth callables; also the number of terms of the Mehler series
+PANEL_NODES = 40  # per panel and per dimension, kinked callables
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An elementwise activation and how its Gaussian moments are computed.
+
+    Attributes
+    ----------
+    name : str
+    function : callable
+        Elementwise f.
+    first, second : callable or None
+        Closed forms V1(a) and V2(a, b, c); None for activations done by quadrature.
+    kinks : tuple of float
+        Where f, f' or f'' is not smooth; the quadrature splits there.
+    nodes : int
+        Gauss-Hermite nodes (no kinks) or Gauss-Legendre nodes per panel (kinks).
+    """
+
+    name: str
+    function: Callable[[Array], Array]
+    first: Callable | None = None
+    second: Callable | None = None
+    kinks: tuple[float, ...] = ()
+    nodes: int = 0
+
+
+# --- closed forms -------------------------------------------------------------------------------------
+
+
+def _determinant(a, b, c):
+    """ab - c², non-negative in value whatever the rounding, with the exact gradient."""
+    det = a * b - c * c
+    return det + jax.lax.stop_gradient(jnp.maximum(det, 0) - det)
+
+
+def _sine(rho):
+    return quadrature.root((1 - rho) * (1 + rho))
+
+
+@jax.custom_jvp
+def _abs_second(a, b, c):
+    """E|u||v| = (2/π)(√(ab−c²) + c asin ρ)."""
+    rho = quadrature.correlation(a, b, c)
+    sine = _sine(rho)
+    return (
+        (2 / math.pi)
+        * quadrature.root(a)
+        * quadrature.root(b)
+        * (sine + 2 * rho * jnp.arctan2(rho, 1 + sine))
+    )
+
+
+@_abs_second.defjvp
+def _abs_second_jvp(primals, tangents):
+    # Written by hand: the divergent parts of d√(1−ρ²) and d asin ρ cancel, and would give inf − inf at ρ = 1.
+    a, b, c = primals
+    da, db, dc = tangents
+    rho = quadrature.correlation(a, b, c)
+    sine = _sine(rho)
+    ra, rb = quadrature.root(a), quadrature.root(b)
+    ratio = jnp.where(ra > 0, rb / jnp.where(ra > 0, ra, 1), 0)
+    inverse = jnp.where(rb > 0, ra / jnp.where(rb > 0, rb, 1), 0)
+    slope = (sine * (ratio * da + inverse * db)) / math.pi
+    return _abs_second(a, b, c), (2 / math.pi) * _arcsine(rho) * dc + slope
+
+
+@jax.custom_jvp
+def _arcsine(rho):
+    return 2 * jnp.arctan2(rho, 1 + _sine(rho))
+
+
+@_arcsine.defjvp
+def _arcsine_jvp(primals, tangents):
+    # A true cusp at ρ = ±1 (the relu NTK has one at equal inputs): the symmetric subgradient there is 0.
+    (rho,), (tangent,) = primals, tangents
+    sine = _sine(rho)
+    return _arcsine(rho), jnp.where(sine > 0, tangent / jnp.where(sine > 0, sine, 1), 0)
+
+
+def _erf_second(a, b, c):
+    root = jnp.sqrt(1 + 2 * (a + b) + 4 * _determinant(a, b, c))
+    return (2 / math.pi) * jnp.arctan2(2 * c, root)
+
+
+def _gelu_second(a, b, c):
+    det = 1 + a + b + _determinant(a, b, c)
+    root = jnp.sqrt(det)
+    angle = jnp.arctan2(c, root)
+    edge = a * b + c * c * (1 / (1 + a) + 1 / (1 + b) - 1)
+    return c * (0.25 + angle / (2 * math.pi)) + edge / (2 * math.pi * root)
+
+
+def _cos_second(a, b, c):
+    # Both exponents are at most 0 for a valid covariance, while cosh c alone overflows.
+    half = (a + b) / 2
+    return (jnp.exp(c - half) + jnp.exp(-c - half)) / 2
+
+
+def _sin_second(a, b, c):
+    half = (a + b) / 2
+    small = jnp.abs(c) < 1
+    near = jnp.exp(-half) * jnp.sinh(jnp.where(small, c, 0))
+    return jnp.where(small, near, (jnp.exp(c - half) - jnp.exp(-c - half)) / 2)
+
+
+def _gaussian_second(a, b, c):
+    return 1 / jnp.sqrt(1 + 2 * (a + b) + 4 * _determinant(a, b, c))
+
+
+def _leaky(slope: float, name: str) -> Activation:
+    """f(u) = u for u > 0, slope·u below: (1+slope)/2·u + (1−slope)/2·|u|, whose cross terms vanish."""
+    odd, even = (1 + slope) / 2, (1 - slope) / 2
+    return Activation(
+        name,
+        lambda u: jnp.where(u > 0, u, slope * u),
+        lambda a: even * math.sqrt(2 / math.pi) * quadrature.root(a),
+        lambda a, b, c: odd**2 * c + even**2 * _abs_second(a, b, c),
+        kinks=(0.0,),
+    )
+
+
+_TABLE = {
+    "identity": Activation("identity", lambda u: u, jnp.zeros_like, lambda a, b, c: c + 0 * (a + b)),
+    "relu": _leaky(0.0, "relu"),
+    "leaky_relu": _leaky(0.01, "leaky_relu"),
+    "abs": _leaky(-1.0, "abs"),
+    "erf": Activation("erf", erf, jnp.zeros_like, _erf_second),
+    "gelu": Activation(
+        "gelu",
+        lambda u: u * (1 + erf(u / math.sqrt(2))) / 2,
+        lambda a: a / jnp.sqrt(2 * math.pi * (1 + a)),
+        _gelu_second,
+    ),
+    "cos": Activation("cos", jnp.cos, lambda a: jnp.exp(-a / 2), _cos_second),
+    "sin": Activation("sin", jnp.sin, jnp.zeros_like, _sin_second),
+    "gaussian": Activation(
+        "gaussian", lambda u: jnp.exp(-u * u), lambda a: 1 / jnp.sqrt(1 + 2 * a), _gaussian_second
+    ),
+    "exp": Activation("exp", jnp.exp, lambda a: jnp.exp(a / 2), lambda a, b, c: jnp.exp((a + b) / 2 + c)),
+    "tanh": Activation("tanh", jnp.tanh, nodes=HERMITE_NODES),
+}
+_TABLE["rbf"] = _TABLE["gaussian"]
+# Callables that are exactly one of the above (jax.nn.gelu is not: it defaults to the tanh approximation).
+_SAME = {jax.nn.relu: "relu", jnp.tanh: "tanh", jnp.sin: "sin", jnp.cos: "cos", jnp.exp: "exp", erf: "erf"}
+
+
+@functools.lru_cache(maxsize=64)
+def leaky_relu(slope: float) -> Activation:
+    """Leaky relu of any slope below zero: f(u) = max(u, 0) + slope·min(u, 0), in closed form."""
+    if not math.isfinite(slope):
+        raise ValueError(f"slope must be a finite number, got {slope!r}")
+    return _leaky(float(slope), f"leaky_relu({slope:g})")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Polynomial:
+    coefficients: tuple[float, ...]
+
+    def __call__(self, u):
+        return jnp.polyval(jnp.asarray(self.coefficients[::-1], dtype=u.dtype), u)
+
+
+def polynomial(coefficients: Sequence[float]) -> Activation:
+    """Polynomial activation Σ_k coefficients[k] u^k; exact duals, by Gauss-Hermite with degree + 1 nodes."""
+    values = tuple(float(value) for value in coefficients)
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError(
+            f"coefficients must be one or more finite numbers, constant first; got {coefficients!r}"
+        )
+    return Activation(f"polynomial{values}", _Polynomial(values), nodes=len(values))
+
+
+def activation(spec: Any, *, kinks: Sequence[float] | None = None, nodes: int | None = None) -> Activation:
+    """Resolve an activation: a name, a callable, polynomial coefficients, or an `Activation`.
+
+    Parameters
+    ----------
+    spec : str, callable, sequence of float, or Activation
+        Names: identity, relu, leaky_relu (slope 0.01), abs, erf, gelu (the exact one), cos, sin, gaussian or
+        rbf (exp(−u²)), exp, tanh. A callable must be elementwise and made of JAX operations; pass the same
+        function object each time, since compiled kernels are kept per object.
+    kinks : sequence of float, optional
+        Callables only. Where f, f' or f'' jumps. By default they are looked for on |u| ≤ 25; ``()`` declares
+        that there are none, without looking.
+    nodes : int, optional
+        Callables only. Gauss-Hermite nodes (default 200), or Gauss-Legendre nodes per panel when there are
+        kinks (default 40).
+
+    Raises
+    ------
+    ValueError
+        Unknown name; a callable that is not elementwise, not finite near 0, not JAX, or discontinuous.
+    """
+    if isinstance(spec, Activation) or isinstance(spec, str) or not callable(spec):
+        if kinks is not None or nodes is not None:
+            raise ValueError(f"kinks and nodes describe a callable; {spec!r} already has its own rule")
+        return _resolve_name(spec)
+    if nodes is not None and (int(nodes) != nodes or nodes < 2):
+        raise ValueError(f"nodes must be an integer of at least 2, got {nodes!r}")
+    name = getattr(spec, "__name__", type(spec).__name__)
+    try:
+        hash(spec)
+    except TypeError as error:
+        raise ValueError(f"activation {name} is not hashable: wrap it in a function") from error
+    if kinks is None:
+        if nodes is None and spec in _SAME:
+            return _TABLE[_SAME[spec]]
+        kinks = quadrature.find_kinks(spec)
+    places = tuple(sorted(float(kink) for kink in kinks))
+    if not all(math.isfinite(kink) for kink in places):
+        raise ValueError(f"kinks must be finite, got {places}")
+    return Activation(
+        name, spec, kinks=places, nodes=int(nodes or (PANEL_NODES if places else HERMITE_NODES))
+    )
+
+
+_resolve = activation  # `dual` and the kernels have an argument of that name
+
+
+def _resolve_name(spec) -> Activation:
+    if isinstance(spec, Activation):
+        return spec
+    if isinstance(spec, str):
+        if spec not in _TABLE:
+            raise ValueError(
+                f"unknown activation {spec!r}: use one of {', '.join(sorted(_TABLE))}, a callable, "
+                "or polynomial(coefficients)"
+            )
+        return _TABLE[spec]
+    if isinstance(spec, Sequence | np.ndarray) and len(spec) and all(np.isscalar(value) for value in spec):
+        return polynomial(tuple(spec))
+    raise ValueError(f"activation must be a name, a callable or polynomial coefficients, got {spec!r}")
+
+
+# --- the moments --------------------------------------------------------------------------------------
+
+
+def first_moment(act: Activation, a):
+    """V1(a) for a resolved activation and a JAX array (no checks)."""
+    if act.first is not None:
+        return act.first(a)
+    if act.kinks:
+        return quadrature.mean_kinked(act.function, act.kinks, act.nodes, a)
+    return quadrature.mean_smooth(act.function, act.nodes, a)
+
+
+def second_moment(act: Activation, a, b, c):
+    """V2(a, b, c) for a resolved activation and JAX arrays (no checks)."""
+    if act.second is not None:
+        return act.second(a, b, c)
+    if act.kinks:
+        return quadrature.pair_kinked(act.function, act.function, act.kinks, act.nodes, a, b, c)
+    return quadrature.pair_smooth(act.function, act.function, act.nodes, a, b, c)
+
+
+def derivative_moment(act: Activation, a, b, c):
+    """E f'(u) f'(v) for a resolved activation and JAX arrays (no checks)."""
+    if act.second is not None:
+        c = jnp.broadcast_to(c, jnp.broadcast_shapes(a.shape, b.shape, c.shape))
+        return jax.jvp(lambda value: act.second(a, b, value), (c,), (jnp.ones_like(c),))[1]
+    slope = quadrature.Derivative(act.function)
+    if act.kinks:
+        return quadrature.pair_panels(slope, slope, act.kinks, act.nodes, a, b, c)
+    return quadrature.pair_smooth(slope, slope, act.nodes, a, b, c)
+
+
+@functools.partial(jax.jit, static_argnames="act")
+def _moments(act, a, b, c):
+    return first_moment(act, a), first_moment(act, b), second_moment(act, a, b, c)
+
+
+_derivative_moment = jax.jit(derivative_moment, static_argnames="act")
+
+
+def as_float(value, name: str) -> Any:
+    """The value as a real array of at least float32, checked to be finite.
+
+    Concrete values are handled in NumPy: checking them in JAX would compile a program for every shape.
+    """
+    traced = isinstance(value, jax.core.Tracer)
+    array = value if traced else np.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == object:
+        raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else np.dtype(float)
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
+    if not traced and not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} is not finite at index {where}")
+    if isinstance(value, jax.Array) and value.dtype == dtype:
+        return value  # stays on its device
+    return array.astype(dtype)
+
+
+def _variances(a, b, c):
+    values = [as_float(value, name) for value, name in ((a, "a"), (b, "b"), (c, "c"))]
+    dtype = jnp.result_type(*(value.dtype for value in values))
+    a, b, c = (value.astype(dtype) for value in values)
+    try:
+        np.broadcast_shapes(a.shape, b.shape, c.shape)
+    except ValueError as error:
+        raise ValueError(f"a {a.shape}, b {b.shape} and c {c.shape} do not broadcast together") from error
+    if not any(isinstance(value, jax.core.Tracer) for value in (a, b, c)):
+        A, B, C = (np.asarray(value, dtype=np.float64) for value in (a, b, c))
+        for value, name in ((A, "a"), (B, "b")):
+            if (value < 0).any():
+                raise ValueError(f"{name} is a variance and must not be negative, got {value.min():g}")
+        if (np.abs(C) > np.sqrt(A) * np.sqrt(B) * (1 + 1e-4) + 1e-12).any():
+            raise ValueError("c is a covariance: |c| must not exceed sqrt(a b)")
+    return a, b, c
+
+
+def dual(activation: Any, a, b, c) -> tuple[Array, Array, Array]:
+    """Gaussian moments of an activation: (E f(u), E f(v), E f(u) f(v)) (66), (67).
+
+    Parameters
+    ----------
+    activation : str, callable, sequence of float, or Activation
+        See `theory.activation`.
+    a, b, c : array_like
+        Variances of u and v and their covariance; they broadcast together.
+
+    Returns
+    -------
+    V1a, V1b, V2 : Array
+        With the shapes of a, of b, and of the three together. Float32 unless the inputs are float64.
+
+    Raises
+    ------
+    ValueError
+        Unknown activation, negative variance, |c| > √(ab), shapes that do not broadcast, non-finite values.
+
+    Notes
+    -----
+    Closed forms: relu family, Cho & Saul, NIPS 2009; erf, Williams, NIPS 1996; the others by elementary
+    Gaussian integrals. Smooth callables use 200 Gauss-Hermite nodes, kinked ones Gauss-Legendre panels
+    between the kinks; `dual_error` estimates the error of both. A smooth function that turns over in a small
+    part of √a (tanh at a = 100, say) converges slowly: declare a kink there, ``activation(f, kinks=(0.0,))``.
+    """
+    act = _resolve(activation)
+    a, b, c = _variances(a, b, c)
+    return _moments(act, a, b, c)
+
+
+def dual_derivative(activation: Any, a, b, c) -> Array:
+    """E f'(u) f'(v), the factor of the neural tangent kernel's recursion; arguments as for `dual`."""
+    act = _resolve(activation)
+    a, b, c = _variances(a, b, c)
+    return _derivative_moment(act, a, b, c)
+
+
+def dual_error(activation: Any, a, b, c) -> tuple[Array, Array, Array]:
+    """Estimated absolute quadrature errors of `dual`: the change against three quarters of the nodes.
+
+    Zero for closed forms and polynomials, whose only error is rounding. For quadratures it is an estimate of
+    the error of the coarser rule, so it errs on the large side.
+    """
+    act = _resolve(activation)
+    a, b, c = _variances(a, b, c)
+    fine = _moments(act, a, b, c)
+    if act.second is not None or isinstance(act.function, _Polynomial):
+        return tuple(jnp.zeros_like(value) for value in fine)  # type: ignore[return-value]
+    rough = dataclasses.replace(act, nodes=max(2, (3 * act.nodes) // 4))
+    return tuple(jnp.abs(x - y) for x, y in zip(fine, _moments(rough, a, b, c), strict=True))  # type: ignore[return-value]

@@ -1,0 +1,36 @@
+"""Split HMC and the default method against exact posteriors; tolerances are 4 standard errors (`assert_moments`)."""
+
+import jax
+import numpy as np
+import pytest
+from moments import assert_moments
+from test_mcmc import PROBE, TINY, TINY_X, TINY_Y, coin, tiny_moments
+from test_samplers import COV, LINEAR, MEAN, X, Y, weights
+
+from bayes_brg.inference.choose import sample
+from bayes_brg.inference.split import split_hmc
+from bayes_brg.posterior import predict
+
+
+def test_conjugate_linear_model():
+    post = split_hmc(LINEAR, X, Y[:, :1], key=jax.random.key(1), num_warmup=300, num_samples=800, progress_bar=False)
+    assert post.samples["w0"].shape == (4, 800, 2, 1) and post.method == "split_hmc"
+    assert {"log_joint", "accept_prob", "energy", "num_steps", "diverging", "step_size"} <= set(post.stats)
+    assert_moments(weights(post), MEAN[:, 0], COV)
+
+
+def test_default_for_a_gaussian_network():
+    post = sample(TINY, TINY_X, TINY_Y, key=jax.random.key(3), num_warmup=400, num_samples=1000, progress_bar=False)
+    assert post.method == "split_hmc" and "collapsed" in post.stats["chosen"]
+    assert_moments(predict(TINY, post, PROBE)[..., 0], *tiny_moments())
+
+
+def test_default_for_other_models():
+    exact = sample(LINEAR, X, Y[:, :1], key=jax.random.key(1), num_samples=500, progress_bar=False)
+    assert exact.method == "readout_posterior" and "exact" in exact.stats["chosen"]
+    assert_moments(weights(exact), MEAN[:, 0], COV)
+    x, y = np.zeros((10, 1)), np.array([1] * 7 + [0] * 3)
+    post = sample(coin, x, y, key=jax.random.key(0), num_warmup=300, num_samples=300, progress_bar=False)
+    assert post.method == "nuts" and "not a Network" in post.stats["chosen"]
+    with pytest.raises(TypeError, match="num_draws"):
+        sample(coin, x, y, key=jax.random.key(0), num_draws=3)
