@@ -170,8 +170,10 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
 
 def _diverged(posterior: Posterior | None) -> np.ndarray:
     """Draws that their sampler reports as diverged, (T,): they are known, and their metric may be what it is."""
-    stats = {} if posterior is None else posterior.stats
-    return np.ravel(np.asarray(stats.get("diverged", False), bool))
+    reported = None if posterior is None else posterior.stats.get("diverged")
+    if reported is None or posterior is None or np.shape(reported) != (posterior.num_chains, posterior.num_draws):
+        return np.zeros(1, bool)  # no report, or one of other draws
+    return np.ravel(np.asarray(reported, bool))
 
 
 def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[Params, tuple[int, int] | None]:

@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 
 import bayes_brg as brg
 from bayes_brg import plots, theory
-from bayes_brg.model import name_key
 
 SHELLS = 8  # of momentum, in which the spectrum is measured
 SHOWN = 4  # cutoffs in the figures
@@ -52,13 +51,13 @@ def probe(settings, key):
 
 def taught(settings):
     """The network whose features the readout learns on."""
-    key = name_key(jax.random.key(settings.seed), "taught")
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     return brg.prior(model(settings), jnp.zeros((1, settings.dim)), key=key, num_samples=1).draw(0, 0)
 
 
 def independent(model, x, y, key, settings):
     learned = brg.readout_posterior(model, x, y, key=key, num_samples=settings.num_members, hidden=taught(settings))
-    fresh = brg.prior(model, x, key=name_key(key, "features"), num_samples=settings.num_members)
+    fresh = brg.prior(model, x, key=key, num_samples=settings.num_members)
     return brg.Posterior({**fresh.samples, "w": learned.samples["w"]}, {"independent": True},
                          "readout posterior, features redrawn", ("w",))
 

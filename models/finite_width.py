@@ -26,7 +26,6 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 import bayes_brg as brg
 from bayes_brg import plots, theory
-from bayes_brg.model import name_key
 
 MESH = np.array([[1.0], [0.5]])
 BATCH = 5_000  # networks at once, and a block of the jackknife
@@ -79,10 +78,10 @@ def measured(law, width, num_draws, key, outputs=4):
 def scan(settings):
     """One row a law, width and set of points: measured and predicted κ3 and κ4."""
     rows = []
+    keys = iter(jax.random.split(jax.random.key(settings.seed), len(LAWS) * len(settings.widths)))
     for law in LAWS:
         for width in settings.widths:
-            key = name_key(jax.random.key(settings.seed), f"{law} {width}")
-            k = measured(law, width, settings.num_draws, key)
+            k = measured(law, width, settings.num_draws, next(keys))
             for points in ((0, 0, 0, 0), (0, 0, 1, 1)):
                 kappa3, kappa4 = predicted(law, width, points)
                 rows.append({"law": law, "width": width, "points": "".join(map(str, points)),

@@ -22,8 +22,6 @@ from matplotlib.figure import Figure
 
 import bayes_brg as brg
 from bayes_brg import plots, theory
-from bayes_brg.deform import deform, importance_weights
-from bayes_brg.model import name_key
 
 BATCH = 10_000  # draws at once
 FRACTIONS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of the coupling, at which it is measured
@@ -55,24 +53,24 @@ def probe(settings, key):
 
 def weighted(model, x, y, key, settings):
     free = brg.prior(model, x, key=key, num_samples=settings.num_members)
-    weights = importance_weights(deform(model, interaction(settings.coupling), mesh(settings)), free)
-    return weights.resample(name_key(key, "resample"))
+    weights = brg.importance_weights(brg.deform(model, interaction(settings.coupling), mesh(settings)), free)
+    return weights.resample(jax.random.fold_in(key, 1))
 
 
 def nuts(model, x, y, key, settings):
-    interacting = deform(model, interaction(settings.coupling), mesh(settings), likelihood=False)
+    interacting = brg.deform(model, interaction(settings.coupling), mesh(settings), likelihood=False)
     return brg.nuts(interacting, x, y, key=key, num_chains=4, num_warmup=settings.num_warmup, init="prior",
                     num_samples=settings.num_members // 8, max_tree_depth=4)
 
 
 def free_field(settings):
     """Many draws of the free field on the mesh, and of the interaction at unit coupling: (draw, point) and (draw,)."""
-    net, x, key = model(settings), mesh(settings), name_key(jax.random.key(settings.seed), "free field")
-    unit, phi, weights = deform(net, interaction(1.0), x), [], []
+    net, x, key = model(settings), mesh(settings), jax.random.fold_in(jax.random.key(settings.seed), 1)
+    unit, phi, weights = brg.deform(net, interaction(1.0), x), [], []
     for number in range(-(-settings.num_draws // BATCH)):
         draws = brg.prior(net, x, key=jax.random.fold_in(key, number), num_samples=BATCH)
         phi.append(np.asarray(brg.predict(net, draws, x, progress_bar=False), np.float64).reshape(BATCH, -1))
-        weights.append(importance_weights(unit, draws).log_weights.ravel())
+        weights.append(brg.importance_weights(unit, draws).log_weights.ravel())
     return np.concatenate(phi), -np.concatenate(weights)
 
 

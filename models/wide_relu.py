@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 import bayes_brg as brg
 from bayes_brg import plots
-from bayes_brg.closed_form import closed_form_differences, closed_form_flow
 
 # The paper's 25 cutoffs, per datum, after Λ = 0.
 CUTOFFS = [0, 1e-4, 5e-3, 7.5e-3, 0.01, 0.05, 0.075, 0.1, 0.5, 0.75, 1, 5, 7.5, 10, 50, 75, 100, 500, 750,
@@ -69,12 +68,12 @@ def extras(run, flows):
         found, x = run.flows[method], CHARACTERISTIC[None]
         phi = found["phi"].isel(point=[found.attrs["characteristic_point"]])
         data = (run.data["x"].values, run.data["y"].values) if method == "readout" else None
-        laws = {"frozen": closed_form_flow(flow, x, data=data, keep=~found["diverged"].values),
-                "random": closed_form_flow(flow, x, features="random", keep=~found["diverged"].values)}
+        laws = {"frozen": brg.closed_form_flow(flow, x, data=data, keep=~found["diverged"].values),
+                "random": brg.closed_form_flow(flow, x, features="random", keep=~found["diverged"].values)}
         series[method] = phi.where(~found["diverged"]), laws
         table = pd.DataFrame({"method": method, "cutoff": flow.cutoffs})
         for features, law in laws.items():
-            difference = closed_form_differences(phi, law).isel(point=0, output=0)
+            difference = brg.closed_form_differences(phi, law).isel(point=0, output=0)
             table["mean"], table["variance"] = difference["mean"], difference["variance"]
             table[f"mean_{features}"] = law["mean"].values.ravel()
             table[f"variance_{features}"] = law["covariance"].values.ravel()
