@@ -18,9 +18,11 @@ from .fisher import Metric, fisher
 from .flow import CriticalScale, Flow, critical_scale, cutoffs, renormalize, unlearning
 from .inference.choose import sample
 from .inference.ensemble import ensemble, readout_posterior
+from .inference.gaussian import laplace, map_estimate, svi
 from .inference.mcmc import hmc, nuts
 from .inference.samplers import mclmc, pathfinder, sghmc, sgld, tempered_smc
 from .inference.split import split_hmc
+from .inference.training import LearningRate, early_stopped, learning_rate
 from .likelihoods import Likelihood, bernoulli, categorical, gaussian, poisson
 from .networks import Network, cosnet, mlp
 from .posterior import Posterior, predict, prior
@@ -39,6 +41,7 @@ __all__ = [
     "Experiment",
     "Flow",
     "ImportanceWeights",
+    "LearningRate",
     "Likelihood",
     "Metric",
     "Moments",
@@ -58,6 +61,7 @@ __all__ = [
     "cutoffs",
     "deform",
     "diagnostics",
+    "early_stopped",
     "edgeworth_logpdf",
     "edgeworth_marginal",
     "edgeworth_pdf",
@@ -69,9 +73,12 @@ __all__ = [
     "gaussian",
     "hmc",
     "importance_weights",
+    "laplace",
+    "learning_rate",
     "load_experiment",
     "load_run",
     "log_generating_functional",
+    "map_estimate",
     "mclmc",
     "mlp",
     "moments",
@@ -90,6 +97,7 @@ __all__ = [
     "sghmc",
     "sgld",
     "split_hmc",
+    "svi",
     "tempered_smc",
     "theory",
     "to_arviz",
