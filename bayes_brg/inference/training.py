@@ -81,8 +81,8 @@ def learning_rate(model, x, y, *, key, optimizer: str = "sgd", train: str | Sequ
     gaussian = bound.likelihood is not None and bound.likelihood.name == "gaussian"
     observed = jax.eval_shape(lambda p: bound.distribution(p, x), jax.tree.map(lambda a: a[0], draws))
     if not gaussian and isinstance(unwrap(observed), dist.Normal):
-        raise ValueError("the loss of a Gaussian model is (y − φ)², and the noise of one that is no brg.mlp or brg.cosnet "
-                         "is not known before it is run; write it with likelihood=brg.gaussian(scale)")
+        raise ValueError("the loss of a Gaussian model is (y − φ)², and the noise of one that is no brg.mlp nor "
+                         "brg.cosnet is not known before it is run; write it with likelihood=brg.gaussian(scale)")
     factor = 2 * bound.likelihood.scale**2 if gaussian else 1.0  # type: ignore[union-attr]
     if optimizer == "gd":
         metric = fisher(model, Posterior({s: v[None] for s, v in draws.items()}), x, kind="full", sites=sites,
