@@ -29,6 +29,7 @@ from .posterior import Posterior, predict, prior
 from .pruning import pruning_curve, removable_fraction
 from .stepwise import StepwiseFlow, renormalize_stepwise
 from .store import Run, load_run
+from .tables import Table, load_table, table_experiment
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Posterior",
     "Run",
     "StepwiseFlow",
+    "Table",
     "action",
     "bernoulli",
     "categorical",
@@ -77,6 +79,7 @@ __all__ = [
     "learning_rate",
     "load_experiment",
     "load_run",
+    "load_table",
     "log_generating_functional",
     "map_estimate",
     "mclmc",
@@ -98,6 +101,7 @@ __all__ = [
     "sgld",
     "split_hmc",
     "svi",
+    "table_experiment",
     "tempered_smc",
     "theory",
     "to_arviz",
