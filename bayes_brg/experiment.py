@@ -284,6 +284,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
                     **({"couplings": experiment.couplings} if experiment.couplings else {})},
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
         "source": None if source is None else _fingerprint(Path(source)),
+        **({"data": _fingerprint(Path(settings["data"]))} if _is_file(settings.get("data")) else {}),
     })
     run = Run(path, manifest)
     if run.finished and all(file.is_file() for file in run.files):
@@ -566,6 +567,10 @@ def load_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{path} declares {len(found) or 'no'} Experiment{'s' * (len(found) > 1)}; it needs one: "
                          "experiment = brg.Experiment(name=..., model=..., ...)")
     return next(iter(found.values()))
+
+
+def _is_file(path: Any) -> bool:
+    return isinstance(path, str) and path != "" and Path(path).is_file()
 
 
 def _fingerprint(path: Path) -> dict[str, str]:
