@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="replace settings; may be repeated")
     run.add_argument("--data", metavar="TABLE", help="a .csv or .npz file in place of the experiment's own table")
     run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
+    run.add_argument("--no-weights", action="store_true", help="keep function values on disk, not the weights")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
 
@@ -93,13 +94,14 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
                              "models/diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
-    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file)
+    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file,
+                         keep_weights=not arguments.no_weights)
     if not arguments.quiet:
         print(report(run))
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from .experiment import machine, versions
+    from ._provenance import machine, versions
     from .store import load_run
 
     if arguments.run is not None:

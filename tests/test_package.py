@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bayes_brg"
 
 # Each module may import from its own level and from those below.
 LEVELS = [
-    {"_checks", "_map", "_errors", "_settings", "_tensors", "likelihoods"},
+    {"_checks", "_map", "_errors", "_provenance", "_settings", "_tensors", "likelihoods"},
     {"model", "networks", "posterior", "output_fisher", "_draws", "_cumulants", "_streaming"},
     {"_geometry", "_metric", "_spectrum", "fisher"},
     {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
