@@ -8,7 +8,7 @@ greyscale.
 
 from .diagnostics import calibration_curve, comparison, learning_against_flow, rank_uniformity
 from .field import coupling_along_flow, couplings_along_flow, edgeworth_marginals
-from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow
+from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow, stiff_fraction_along_flow
 from .runs import run_figures, spectrum
 from .style import COLOURS, INK, LINES, MARKERS, STYLE, cutoff_axis
 
@@ -32,4 +32,5 @@ __all__ = [
     "rank_uniformity",
     "run_figures",
     "spectrum",
+    "stiff_fraction_along_flow",
 ]

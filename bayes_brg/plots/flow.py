@@ -155,6 +155,36 @@ def loss_along_flow(loss: Any, *, critical_scale: Any = None, ax: Axes | None = 
 
 
 @_styled
+def stiff_fraction_along_flow(fraction: Any, *, critical_scale: Any = None, ax: Axes | None = None) -> Axes:
+    """Share of directions that are still the posterior's at each cutoff.
+
+    Parameters
+    ----------
+    fraction : DataArray (cutoff,), or mapping of label to them
+        As ``Run.flow["stiff_fraction"]``: the mean over draws.
+    critical_scale : CriticalScale or (value, lower, upper), optional
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        x is Λ per datum; y the stiff fraction, from 1 (the posterior) to 0 (all is returned to the prior).
+    """
+    ax = _axes(ax)
+    series = _by_label(fraction)
+    place = cutoff_axis(ax, np.concatenate([np.asarray(f["cutoff"].values, float) for f in series.values()]))
+    for number, (label, one) in enumerate(series.items()):
+        look = {k: v for k, v in _look(number).items() if k not in ("capsize", "elinewidth")}
+        ax.plot(place(np.asarray(one["cutoff"].values, float)), one.values, label=label or None, **look)
+    _mark_critical(ax, critical_scale)
+    ax.set_ylim(-0.04, 1.04)
+    ax.set_ylabel("stiff fraction of directions")
+    if ax.get_legend_handles_labels()[1]:
+        _legend(ax)
+    return ax
+
+
+@_styled
 def moments_along_flow(phi: Any, *, truth: float | None = None, critical_scale: Any = None,
                        closed_form: Mapping[str, xr.Dataset] | None = None,
                        axes: Sequence[Axes] | None = None) -> Figure:

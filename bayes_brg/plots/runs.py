@@ -6,12 +6,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .._sloppiness import spectrum_table
 from .field import FIELD_FIGURES, couplings_along_flow
 from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow
-from .style import COLOURS, LINES, STYLE, _axes, _legend, _styled
+from .style import COLOURS, LINES, MARKERS, STYLE, _axes, _legend, _styled
 
 
 @_styled
@@ -20,7 +22,8 @@ def spectrum(metric: Any, *, ax: Axes | None = None) -> Axes:
 
     Parameters
     ----------
-    metric : Metric
+    metric : Metric, or Dataset
+        Dataset: as `Run.spectra` has it.
         Diagonal: stiffness of each parameter, by site. Other kinds: eigenvalues, by site for ``kind="block"``.
     ax : matplotlib Axes, optional
 
@@ -31,28 +34,23 @@ def spectrum(metric: Any, *, ax: Axes | None = None) -> Axes:
         5 % to 95 % of draws. Directions of stiffness zero, or under the noise floor, are counted in the legend.
     """
     ax = _axes(ax, (5.8, 4.2))
-    if metric.kind == "diagonal":
-        groups = metric.stiffness
-    else:
-        groups = metric.eigenvalues if isinstance(metric.eigenvalues, dict) else {"eigenvalues": metric.eigenvalues}
-    for number, (label, values) in enumerate(groups.items()):
-        lead = int(np.prod(metric.lead)) if metric.per_draw else 1
-        table = -np.sort(-np.asarray(values, float).reshape(lead, -1), axis=1)
-        if metric.kind != "diagonal":
-            floor = metric.noise_floor[label] if isinstance(metric.noise_floor, dict) else metric.noise_floor
-            table = np.where(table > np.asarray(floor, float).reshape(lead, -1), table, 0.0)
-        low, middle, high = np.quantile(table, (0.05, 0.5, 0.95), axis=0)
-        share, zero = (np.arange(table.shape[1]) + 1) / table.shape[1], float(np.mean(table <= 0))
-        good = middle > 0
-        name = f"{label} ({table.shape[1]}" + (f"; {zero:.0%} zero)" if zero else ")")
+    table = metric if isinstance(metric, xr.Dataset) else spectrum_table(metric, num=None)
+    for number, label in enumerate(table["group"].values):
+        one = table.sel(group=label)
+        share, (low, middle, high) = one["share"].values, one["stiffness"].transpose("quantile", "rank").values
+        size, zero = int(one["num_directions"]), float(one["zero_fraction"])
+        good = middle > 0  # nor where a group has no more ranks
+        name = f"{label} ({size}" + (f"; {zero:.0%} zero)" if zero else ")")
         style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-        ax.plot(share[good], middle[good], label=name, **style)
-        if lead > 1:
+        few: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)]} if good.sum() <= 12 else {}
+        ax.plot(share[good], middle[good], label=name, **style, **few)
+        if table.attrs["num_draws"] > 1 and good.any():
             ax.fill_between(share[good], np.maximum(low[good], 1e-3 * middle[good].min()), high[good], alpha=0.2,
                             color=style["color"], linewidth=0)
     ax.set_yscale("log")
     ax.set_xlabel("share of directions at least as stiff")
-    ax.set_ylabel(r"stiffness $\lambda\sigma_0^2$ (per datum)" if metric.whiten else r"stiffness $\lambda$ (per datum)")
+    ax.set_ylabel(r"stiffness $\lambda\sigma_0^2$ (per datum)" if table.attrs["whitened"]
+                  else r"stiffness $\lambda$ (per datum)")
     _legend(ax)
     return ax
 
