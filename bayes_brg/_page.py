@@ -43,6 +43,7 @@ main { grid-column: 2; min-width: 0; }
 .tall thead th { position: sticky; top: 0; background: #fff; }
 table { border-collapse: collapse; font: 14px/1.35 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   font-variant-numeric: tabular-nums; }
+sub { font-size: 0.75em; line-height: 0; }
 th, td { padding: 5px 14px 5px 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th:last-child, td:last-child { padding-right: 2px; }
@@ -53,7 +54,7 @@ table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere;
 table.words th { text-align: left; }
 caption { caption-side: top; text-align: left; color: var(--soft); padding-bottom: 6px; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 18px 28px; margin: 18px 0; }
-.facts div { border-left: 3px solid var(--ink); padding-left: 12px; }
+.facts > div { border-left: 3px solid var(--ink); padding-left: 12px; }
 .facts dt, .facts .name { font: 13px/1.35 system-ui, "Segoe UI", Roboto, Arial, sans-serif; color: var(--soft); }
 .facts .value { font-size: 20px; line-height: 1.3; overflow-wrap: anywhere; }
 .facts .more { font-size: 14px; line-height: 1.35; color: var(--soft); }
@@ -61,7 +62,7 @@ caption { caption-side: top; text-align: left; color: var(--soft); padding-botto
   margin: 16px 0; align-items: start; }
 figure { margin: 0; min-width: 0; }
 figure.wide { grid-column: 1 / -1; overflow-x: auto; }
-img { display: block; max-width: min(100%, 600px); height: auto; }
+img { display: block; max-width: min(100%, 500px); height: auto; }
 figure.wide img { max-width: 100%; }
 figcaption { font-size: 15px; line-height: 1.4; color: var(--soft); margin-top: 6px; max-width: 40em; }
 .verdict { border: 1px solid var(--ink); padding: 10px 14px; max-width: 44em; margin: 12px 0; }
@@ -107,16 +108,18 @@ def number(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    return html.escape(number(value), quote=True)
+    """A number or words as HTML, Λ_C with its index, Λ = 0 on one line."""
+    found = html.escape(number(value), quote=True)
+    return found.replace("Λ_C", "Λ<sub>C</sub>").replace("Λ = ", "Λ\u00a0=\u00a0")
 
 
 def paragraph(words: str) -> str:
-    return f"<p>{html.escape(words)}</p>"
+    return f"<p>{text(words)}</p>"
 
 
 def note(words: str) -> str:
     """What is missing, and how to get it."""
-    return f'<p class="missing"><strong>Not here.</strong> {html.escape(words)}</p>'
+    return f'<p class="missing"><strong>Not here.</strong> {text(words)}</p>'
 
 
 def code(lines: str) -> str:
@@ -135,15 +138,15 @@ def table(data: pd.DataFrame | Mapping[str, Any], caption: str, *, index: str | 
         rows, head, kind = [[k, v] for k, v in data.items()], "", ' class="words"'
     body = "".join(f'<tr><th scope="row">{text(row[0])}</th>' + "".join(f"<td>{text(v)}</td>" for v in row[1:])
                    + "</tr>" for row in rows)
-    return (f'<div class="scroll{" tall" if tall else ""}" tabindex="0"><table{kind}><caption>{html.escape(caption)}'
+    return (f'<div class="scroll{" tall" if tall else ""}" tabindex="0"><table{kind}><caption>{text(caption)}'
             f"</caption>{head}<tbody>{body}</tbody></table></div>")
 
 
 def facts(items: Iterable[tuple[str, str, str]]) -> str:
     """What to read first: (name, value, more words) each."""
     return '<div class="facts">' + "".join(
-        f'<div><div class="name">{html.escape(name)}</div><div class="value">{html.escape(value)}</div>'
-        f'<div class="more">{html.escape(more)}</div></div>' for name, value, more in items) + "</div>"
+        f'<div><div class="name">{text(name)}</div><div class="value">{text(value)}</div>'
+        f'<div class="more">{text(more)}</div></div>' for name, value, more in items) + "</div>"
 
 
 def picture(source: Any, alt: str, caption: str, *, wide: bool = False) -> str:
@@ -156,7 +159,7 @@ def picture(source: Any, alt: str, caption: str, *, wide: bool = False) -> str:
     data = base64.b64encode(source).decode("ascii")
     shown = f' width="{width}" height="{height}"'
     return (f'<figure{" class=wide" if wide else ""}><img src="data:image/png;base64,{data}" '
-            f'alt="{html.escape(alt, quote=True)}"{shown}><figcaption>{html.escape(caption)}</figcaption></figure>')
+            f'alt="{html.escape(alt, quote=True)}"{shown}><figcaption>{text(caption)}</figcaption></figure>')
 
 
 def figures(*pictures: str) -> str:
@@ -165,9 +168,9 @@ def figures(*pictures: str) -> str:
 
 def page(title: str, subtitle: Sequence[str], sections: Sequence[Section]) -> str:
     """The whole page; its contents link to its sections."""
-    contents = "".join(f'<li><a href="#{s.name}">{html.escape(s.title)}</a></li>' for s in sections)
-    body = "".join(f'<section id="{s.name}"><h2>{html.escape(s.title)}</h2>{s.body}</section>' for s in sections)
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in subtitle)
+    contents = "".join(f'<li><a href="#{s.name}">{text(s.title)}</a></li>' for s in sections)
+    body = "".join(f'<section id="{s.name}"><h2>{text(s.title)}</h2>{s.body}</section>' for s in sections)
+    lines = "".join(f"<p>{text(line)}</p>" for line in subtitle)
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n'

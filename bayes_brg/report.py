@@ -261,7 +261,7 @@ def _spectrum(seen: _Seen) -> str:
             f"Stiffness of {total} directions of the {method} metric in descending order; the largest is {top:.3g}.",
             f"{method}: {total} directions, {table.attrs['kind']} metric, "
             + (f"median and 5 % to 95 % of {table.attrs['num_draws']} draws" if table.attrs["num_draws"] > 1
-               else "one metric for all draws") + f"; stiffest λ = {top:.3g} per datum."))
+               else "one metric for all draws") + f"; stiffest λ = {top:.4g} per datum."))
     return html.paragraph(
         "How many directions of parameter space the data hold, and how firmly. A sloppy model spreads over many "
         "decades; the flow gives directions back to the prior from right to left, each when Λ passes its stiffness."
