@@ -323,8 +323,8 @@ def _distributions(seen: _Seen) -> str:
             f"{np.nanstd(one, ddof=1):.4g}.",
             f"Λ = {scale:g}{side}."))
     return html.paragraph(
-        "φ at the characteristic input (first output) before the flow, on either side of Λ_C, and at its end, where it "
-        "is the prior's. Lines: the Gaussian of the same mean and variance; bars on the histogram: one standard error "
+        "φ at the characteristic input (first output) before the flow, "
+        + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: the Gaussian of the same mean and variance; bars on the histogram: one standard error "
         "of independent draws a bin.") + html.figures(*pictures)
 
 
@@ -406,6 +406,7 @@ def _calibration(seen: _Seen) -> str:
     index = [v for k, v in names.items() if k in first.dataset]
     index += [f"coverage of {level:.0%} intervals (%)" for level in first.dataset["level"].values]
     quantiles = first.kind == "pit"
+    few = " So few targets say little." if first.dataset.sizes["point"] < 20 else ""
     picture = html.picture(
         _figure_of(plots.calibration_curve, scored, size=(4.8, 5.0)),
         f"Calibration curve of {', '.join(scored)} on {first.dataset.sizes['point']} test points; on the diagonal "
@@ -415,7 +416,7 @@ def _calibration(seen: _Seen) -> str:
     return html.paragraph(
         f"The predictive law at Λ = 0, noise included, against the {first.dataset.sizes['point']} targets of the "
         "experiment's test points. An interval that should hold 90 % of the data does so where the method is "
-        "calibrated; errors are one standard error over data.") + html.figures(picture) + html.table(
+        "calibrated; errors are one standard error over data." + few) + html.figures(picture) + html.table(
             pd.DataFrame(columns, index=index), "Scores at Λ = 0", index="score")
 
 
