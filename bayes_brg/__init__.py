@@ -18,9 +18,11 @@ from .fisher import Metric, fisher
 from .flow import CriticalScale, Flow, critical_scale, cutoffs, renormalize, unlearning
 from .inference.choose import sample
 from .inference.ensemble import ensemble, readout_posterior
+from .inference.gaussian import laplace, map_estimate, svi
 from .inference.mcmc import hmc, nuts
 from .inference.samplers import mclmc, pathfinder, sghmc, sgld, tempered_smc
 from .inference.split import split_hmc
+from .inference.training import LearningRate, early_stopped, learning_rate
 from .likelihoods import Likelihood, bernoulli, categorical, gaussian, poisson
 from .networks import Network, cosnet, mlp
 from .posterior import Posterior, predict, prior
@@ -28,6 +30,7 @@ from .pruning import pruning_curve, removable_fraction
 from .report import report
 from .stepwise import StepwiseFlow, renormalize_stepwise
 from .store import Run, load_run
+from .tables import Table, load_table, table_experiment
 
 __version__ = "0.1.0"
 
@@ -40,6 +43,7 @@ __all__ = [
     "Experiment",
     "Flow",
     "ImportanceWeights",
+    "LearningRate",
     "Likelihood",
     "Metric",
     "Moments",
@@ -47,6 +51,7 @@ __all__ = [
     "Posterior",
     "Run",
     "StepwiseFlow",
+    "Table",
     "action",
     "bernoulli",
     "categorical",
@@ -59,6 +64,7 @@ __all__ = [
     "cutoffs",
     "deform",
     "diagnostics",
+    "early_stopped",
     "edgeworth_logpdf",
     "edgeworth_marginal",
     "edgeworth_pdf",
@@ -70,9 +76,13 @@ __all__ = [
     "gaussian",
     "hmc",
     "importance_weights",
+    "laplace",
+    "learning_rate",
     "load_experiment",
     "load_run",
+    "load_table",
     "log_generating_functional",
+    "map_estimate",
     "mclmc",
     "mlp",
     "moments",
@@ -92,6 +102,8 @@ __all__ = [
     "sghmc",
     "sgld",
     "split_hmc",
+    "svi",
+    "table_experiment",
     "tempered_smc",
     "theory",
     "to_arviz",

@@ -41,6 +41,11 @@ def check_finite(array: Any, name: str) -> np.ndarray:
     return values
 
 
+def _jax_array(array: Any) -> jax.Array:
+    """`array` itself where it is JAX's already: asarray would cost as much as a small network's forward pass."""
+    return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
+
+
 def check_inputs(x: Any, name: str = "x") -> Any:
     """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf."""
     leaves, treedef = jax.tree.flatten(x)
@@ -55,7 +60,7 @@ def check_inputs(x: Any, name: str = "x") -> Any:
         if array.shape[0] != arrays[0].shape[0]:
             raise ValueError(f"{name}: leaves disagree on the number of data points: "
                              f"{[a.shape for a in arrays]}")
-    return jax.tree.unflatten(treedef, [jnp.asarray(a) for a in arrays])
+    return jax.tree.unflatten(treedef, [_jax_array(a) for a in leaves])
 
 
 def check_data(x: Any, y: Any) -> tuple[Any, jax.Array]:

@@ -127,9 +127,9 @@ def coverage(interval: np.ndarray, level: float, classes: bool) -> np.ndarray:
 def proper_score(law: dict[str, np.ndarray], y: np.ndarray) -> tuple[str, np.ndarray]:
     """A score of the whole predictive law, (n, outputs), smaller better: its name and values.
 
-    CRPS = E|Y − y| − ½E|Y − Y'|, where Y and Y' come from different draws, so that few draws are no disadvantage;
-    in closed form for Gaussians. For counts it is the ranked probability score; for classes the Brier score
-    Σ_k (p_k − 1[y = k])², for one binary output (p − y)², which is its CRPS.
+    CRPS = E|Y − y| − ½E|Y − Y'|, where Y and Y' come from different draws, so that few draws are no disadvantage (of
+    a single draw, the law of its own); in closed form for Gaussians. For counts it is the ranked probability score; for
+    classes the Brier score Σ_k (p_k − 1[y = k])², for one binary output (p − y)², which is its CRPS.
     """
     if "probs" in law:
         return "brier", (law["probs"].mean(axis=0) - y) ** 2
@@ -149,8 +149,8 @@ def proper_score(law: dict[str, np.ndarray], y: np.ndarray) -> tuple[str, np.nda
         return sd * np.sqrt(2 / np.pi) * np.exp(-(t**2) / 2) + mean * special.erf(t / np.sqrt(2))
 
     out = absolute(y - law["loc"], law["scale"]).mean(axis=0)
-    i, j = np.triu_indices(len(law["loc"]), 1)
-    for n in range(len(y)) if len(i) else ():
+    i, j = np.triu_indices(len(law["loc"]), 1) if len(law["loc"]) > 1 else (np.zeros(1, int),) * 2
+    for n in range(len(y)):
         loc, scale = law["loc"][:, n], law["scale"][:, n]
         out[n] -= 0.5 * absolute(loc[i] - loc[j], np.hypot(scale[i], scale[j])).mean(axis=0)
     return "crps", out

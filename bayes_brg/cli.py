@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
     run.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], nargs="+", dest="settings",
                      help="replace settings; may be repeated")
+    run.add_argument("--data", metavar="TABLE", help="a .csv or .npz file in place of the experiment's own table")
+    run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
 
@@ -91,6 +93,13 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--set takes NAME=VALUE, got {item!r}")
         settings[name.strip()] = value.strip()
     experiment = load_experiment(arguments.file)
+    for name, value in (("data", arguments.data), ("target", arguments.target)):
+        if value is None:
+            continue
+        if name not in experiment.settings:
+            raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
+                             "models/diabetes.py, breast_cancer.py and digits.py take a table")
+        settings[name] = value
     run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file)
     if not arguments.quiet:
         print(report(run))

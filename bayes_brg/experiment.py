@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import os
@@ -28,6 +27,7 @@ from . import arviz_bridge, store
 from ._checks import check_count, check_data, check_inputs, num_points
 from ._errors import block_jackknife
 from ._map import progress, quiet
+from ._settings import Settings, like, nearest
 from ._sloppiness import spectrum_table
 from .action import running_couplings
 from .correlators import cumulants
@@ -48,36 +48,6 @@ PHI_STATISTICS: dict[str, Callable[..., Any]] = {
     "phi_skewness": partial(stats.skew, axis=-1, bias=False),
     "phi_excess_kurtosis": partial(stats.kurtosis, axis=-1, bias=False),
 }
-
-
-class Settings(Mapping):
-    """Settings of one run, read as attributes: ``settings.width``. A mapping that does not change."""
-
-    def __init__(self, values: Mapping[str, Any]):
-        object.__setattr__(self, "_values", dict(values))
-
-    def __getitem__(self, name):
-        return self._values[name]
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(f"the experiment has no setting {name!r}{_nearest(name, self._values)}") from None
-
-    def __setattr__(self, name, value):
-        raise AttributeError("settings do not change during a run; pass settings= to run")
-
-    def __iter__(self):
-        return iter(self._values)
-
-    def __len__(self):
-        return len(self._values)
-
-    def __repr__(self):
-        return f"Settings({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
 
 
 @dataclass(frozen=True)
@@ -133,8 +103,9 @@ class Experiment:
         ``model(settings)`` returns the NumPyro model or `Network`.
     data : callable
         ``data(settings, key)`` returns `Data`.
-    probe : callable
-        ``probe(settings, key)`` returns the inputs (n, dim) over which the Fisher metric is averaged.
+    probe : callable or None
+        ``probe(settings, key)`` returns the inputs (n, dim) over which the Fisher metric is averaged; None: the
+        training inputs.
     infer : mapping of str to callable
         Name of a method to ``method(model, x, y, key, settings)``, which returns a `Posterior`. The first is the main
         one; the others are shown beside it.
@@ -167,7 +138,7 @@ class Experiment:
     name: str
     model: Callable[[Settings], Any]
     data: Callable[[Settings, jax.Array], Data]
-    probe: Callable[[Settings, jax.Array], Any]
+    probe: Callable[[Settings, jax.Array], Any] | None
     infer: Mapping[str, Callable[..., Posterior]]
     metric: Mapping[str, Any] | Callable[[Settings], Mapping] = field(default_factory=dict)
     flow: Mapping[str, Any] | Callable[[Settings], Mapping] = field(default_factory=dict)
@@ -181,6 +152,8 @@ class Experiment:
             raise TypeError(f"an experiment's name must be text that can name a directory, got {self.name!r}")
         for part in ("model", "data", "probe"):
             value = getattr(self, part)
+            if part == "probe" and value is None:
+                continue
             if isinstance(value, Network) or not callable(value):
                 raise TypeError(f"{part} of experiment {self.name!r} must be a function of settings, got "
                                 f"{type(value).__name__}; write {part}=lambda settings"
@@ -215,9 +188,9 @@ class Experiment:
         values = dict(self.settings)
         for name, value in (overrides or {}).items():
             if name not in values:
-                raise ValueError(f"experiment {self.name!r} has no setting {name!r}{_nearest(name, values)}; "
+                raise ValueError(f"experiment {self.name!r} has no setting {name!r}{nearest(name, values)}; "
                                  f"its settings are {', '.join(values)}")
-            values[name] = _like(values[name], value, name)
+            values[name] = like(values[name], value, name)
         check_count(values["seed"], "seed", minimum=0)
         return Settings(values)
 
@@ -271,7 +244,9 @@ class Experiment:
         if method not in run.methods:
             raise ValueError(f"the run has no method {method!r}; its methods are {', '.join(run.methods)}")
         settings = self.with_settings(run.settings)
-        x_probe = check_inputs(self.probe(settings, name_key(jax.random.key(settings.seed), "probe")), "probe")
+        key = jax.random.key(settings.seed)
+        data = self.data(settings, name_key(key, "data")) if self.probe is None else None
+        x_probe = _probe(self, settings, key, data)
         return _renormalized(self, settings, self.model(settings), run.posteriors[method], x_probe,
                              run.flows[method]["cutoff"].values)
 
@@ -279,6 +254,13 @@ class Experiment:
 # -- the stages -----------------------------------------------------------------------------------------------
 def _options(part: Mapping[str, Any] | Callable[[Settings], Mapping], settings: Settings) -> dict[str, Any]:
     return dict(part(settings) if callable(part) else part)
+
+
+def _probe(experiment: Experiment, settings: Settings, key: jax.Array, data: Data | None) -> Any:
+    if experiment.probe is None:
+        assert data is not None
+        return data.x
+    return check_inputs(experiment.probe(settings, name_key(key, "probe")), "probe")
 
 
 def _renormalized(experiment: Experiment, settings: Settings, model: Any, posterior: Posterior, x_probe: Any,
@@ -303,6 +285,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
                     **({"couplings": experiment.couplings} if experiment.couplings else {})},
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
         "source": None if source is None else _fingerprint(Path(source)),
+        **({"data": _fingerprint(Path(settings["data"]))} if _is_file(settings.get("data")) else {}),
     })
     if source is not None:  # as it was named: the command that runs it again
         manifest["file"] = Path(source).name if Path(source).is_absolute() else Path(source).as_posix()
@@ -337,7 +320,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
         data = experiment.data(settings, name_key(key, "data"))
         if not isinstance(data, Data):
             raise TypeError(f"data of experiment {experiment.name!r} must return brg.Data, got {type(data).__name__}")
-        x_probe = check_inputs(experiment.probe(settings, name_key(key, "probe")), "probe")
+        x_probe = _probe(experiment, settings, key, data)
         if missing("data", path / "data.nc"):
             with stage("data"):
                 store.write_datasets(path / "data.nc", {None: _data_dataset(data, x_probe)})
@@ -543,45 +526,7 @@ def _members(array: xr.DataArray) -> np.ndarray:
     return values.reshape(values.shape[0], -1)
 
 
-# -- settings, files, surroundings ----------------------------------------------------------------------------
-def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _like(default: Any, value: Any, name: str) -> Any:
-    """`value` as the type of `default`; text is parsed."""
-    def wrong(expected: str):
-        return ValueError(f"setting {name!r} must be {expected} like its default {default!r}, got {value!r}")
-
-    if isinstance(default, bool):
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        found = words.get(str(value).lower())
-        if found is None:
-            raise wrong("true or false")
-        return found
-    if isinstance(default, (int, float)):
-        kind, expected = (int, "a whole number") if isinstance(default, int) else (float, "a number")
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise wrong(expected) from None
-        if isinstance(value, bool) or (not isinstance(value, str) and number != value) or not np.isfinite(number):
-            raise wrong(expected)
-        return number
-    if isinstance(default, (list, tuple)):
-        parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)) or not default:
-            raise wrong("a comma-separated list")
-        return type(default)(_like(default[0], p, name) for p in parts)
-    if isinstance(default, str):
-        if not isinstance(value, str):
-            raise wrong("text")
-        return value
-    raise TypeError(f"setting {name!r} has a default of type {type(default).__name__}; settings are numbers, "
-                    "true or false, text, or lists of these")
-
-
+# -- files, surroundings ----------------------------------------------------------------------------
 def load_experiment(path: str | Path) -> Experiment:
     """The `Experiment` that a Python file declares.
 
@@ -629,6 +574,10 @@ def load_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{path} declares {len(found) or 'no'} Experiment{'s' * (len(found) > 1)}; it needs one: "
                          "experiment = brg.Experiment(name=..., model=..., ...)")
     return next(iter(found.values()))
+
+
+def _is_file(path: Any) -> bool:
+    return isinstance(path, str) and path != "" and Path(path).is_file()
 
 
 def _fingerprint(path: Path) -> dict[str, str]:

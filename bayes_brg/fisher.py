@@ -29,8 +29,9 @@ KINDS = ("diagonal", "full", "block", "lowrank")
 ESTIMATORS = ("exact", "montecarlo", "empirical")
 COORDINATES = ("native", "unconstrained")
 # Numbers held at once on one draw, on a CPU: probe inputs × the widest layer, or factor rows × parameters on the
-# general way. Measured: batches that stay in the second-level cache are up to twice as fast as all inputs together.
-LAYER_WORK = 2**17
+# general way. Measured: batches that stay in the second-level cache are up to twice as fast as all inputs together,
+# unless the weights that each batch reads again are larger than its activations.
+LAYER_WORK = 2**16
 ROW_WORK = 2**20
 
 
@@ -183,7 +184,7 @@ def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[P
         if not isinstance(at, dict):
             raise TypeError(f"at must be 'draw', 'mean', 'map' or a dict of site to array, got {type(at).__name__}")
         bound.check_params(at, "at", lead=0)
-        return {s: jnp.asarray(at[s]) for s in bound.names}, None
+        return {s: at[s] if isinstance(at[s], jax.Array) else jnp.asarray(at[s]) for s in bound.names}, None
     check_choice(at, "at", ("draw", "mean", "map"))
     if posterior is None:
         raise ValueError(f"at={at!r} needs a posterior; pass at=params for one point without it")
@@ -236,7 +237,8 @@ def _complete(draft: Geometry, how: Estimator, params: Params, data: dict, share
         width = max((max(bound.site(s).shape, default=1) for s in bound.names), default=1)
         size = sum(int(np.prod(shape)) for shape in geometry.shapes().values())
         rows = geometry.kind == "diagonal" and not layered  # the other ways hold activations of one batch, not rows
-        at_once = ROW_WORK // (responses * size) if rows else LAYER_WORK // width
+        largest = max(int(np.prod(bound.site(s).shape)) for s in bound.names)
+        at_once = ROW_WORK // (responses * size) if rows else max(LAYER_WORK, largest) // width
         batch_size = max(16, at_once * (1 if jax.default_backend() == "cpu" else 256))
     count = -(-n // min(n, check_count(batch_size, "batch_size")))
     geometry = replace(geometry, batch=-(-n // count))  # equal batches: less padding

@@ -112,7 +112,7 @@ class Network:
         return numpyro.sample(OBSERVED, self.likelihood.distribution(phi), obs=y)
 
     def _check_x(self, x: jax.Array) -> jax.Array:
-        x = jnp.asarray(x)
+        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
         if x.ndim != 2:
             raise ValueError(f"x has shape {x.shape}; a network takes (n, dim): write x[:, None] for one coordinate "
                              "or x[None] for one point")

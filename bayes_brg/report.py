@@ -324,8 +324,9 @@ def _distributions(seen: _Seen) -> str:
             f"Λ = {scale:g}{side}."))
     return html.paragraph(
         "φ at the characteristic input (first output) before the flow, "
-        + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: the Gaussian of the same mean and variance; bars on the histogram: one standard error "
-        "of independent draws a bin.") + html.figures(*pictures)
+        + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: "
+        "the Gaussian of the same mean and variance; bars on the histogram: one standard error of independent draws a "
+        "bin.") + html.figures(*pictures)
 
 
 def _moments(seen: _Seen) -> str:

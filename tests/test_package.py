@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bayes_brg"
 
 # Each module may import from its own level and from those below.
 LEVELS = [
-    {"_checks", "_map", "_errors", "_tensors", "likelihoods"},
+    {"_checks", "_map", "_errors", "_settings", "_tensors", "likelihoods"},
     {"model", "networks", "posterior", "output_fisher", "_draws", "_cumulants", "_streaming"},
     {"_geometry", "_metric", "_spectrum", "_sloppiness", "fisher"},
     {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"arviz_bridge", "diagnostics", "_compare", "_distances", "_sbc", "_scores", "plots", "store",
      "_page"},
     {"experiment"},
-    {"report"},
+    {"report", "tables"},
     {"cli"},
 ]
 

@@ -60,6 +60,11 @@ class Target:
     def fast(self) -> bool:
         return isinstance(self.bound, BoundNetwork)
 
+    @property
+    def whitened(self) -> bool:
+        """Whether u is θ whitened by Gaussian priors at every site."""
+        return self.fast and all(_is_normal(p) for p in self._priors().values())
+
     # -- coordinates --------------------------------------------------------------------------------------
     def _model(self, x: Any, y: Any) -> tuple[Callable, tuple]:
         """A general model with its randomness fixed, and its arguments."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,8 +25,6 @@ from ..posterior import Posterior, as_chains, check_proper, draw_prior, log_join
 from .linear import descend, draw_readout
 
 __all__ = ["ensemble", "readout_posterior"]
-
-MEMBERS_AT_ONCE = 16  # whose features are held in memory together by the closed forms
 
 
 def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str | Sequence[str] = "readout",
@@ -128,8 +128,7 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
                       "marked in stats['diverged']", UserWarning, stacklevel=2)
     method = f"ensemble ({objective}, {optimizer})"
     stats |= {"diverged": as_chains(jnp.asarray(diverged)),
-              "loss": as_chains(map_draws(_loss_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x)))),
-              "log_joint": as_chains(log_joint(bound, final, x, y))}
+              **as_chains(map_draws(_report_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x))))}
     history = {e: Posterior(as_chains(snapshots[e]), {"independent": True}, method, trained) for e in stops}
     return Posterior(as_chains(final), stats, method, trained, history)
 
@@ -202,17 +201,16 @@ def trained_sites(bound: BoundModel, train: str | Sequence[str]) -> tuple[str, .
 
 
 # -- closed forms ---------------------------------------------------------------------------------------------
+@partial(jax.jit, static_argnums=0)
 def _design_one(bound: BoundNetwork, params: Params, x: jax.Array) -> jax.Array:
     return bound.network.design(params, x)
 
 
-def _columns(bound: BoundNetwork, trained: Sequence[str], width: int) -> np.ndarray:
-    """Columns of the design matrix that belong to the trained readout sites."""
-    mask = np.ones(width, bool)
-    if bound.network.readout_bias is not None:
-        mask[:-1] = bound.network.readout in trained
-        mask[-1] = bound.network.readout_bias in trained
-    return mask
+def _columns(bound: BoundNetwork, trained: Sequence[str]) -> slice:
+    """Columns of the design matrix that belong to the trained readout sites: weights, then the bias."""
+    if bound.network.readout_bias is None or set(bound.network.readout_sites) <= set(trained):
+        return slice(None)
+    return slice(-1) if bound.network.readout in trained else slice(-1, None)
 
 
 def _stack(bound: BoundNetwork, params: dict, index: int) -> np.ndarray:
@@ -222,19 +220,29 @@ def _stack(bound: BoundNetwork, params: dict, index: int) -> np.ndarray:
 
 
 def _each_member(bound: BoundNetwork, draws: Params, x: jax.Array, solve: Callable, desc: str, show: bool) -> None:
-    """Call ``solve(member, H)`` for every member, features computed a few members at a time.
+    """Call ``solve(member, H)``, H in float64, for every member.
 
     Members are independent, so each core solves one with single-threaded linear algebra: matrices this small gain
     little from threads, and threads that compete for cores cost a factor of ten and more.
     """
     count, cores = next(iter(draws.values())).shape[0], os.cpu_count() or 1
+    own = threading.local()  # one matrix a thread: fresh pages for each member cost more than the copy
+    hidden = {s: np.asarray(v) for s, v in draws.items() if s not in bound.network.readout_sites}
+    wide = jax.config.jax_enable_x64
+    readout = {s: draws[s][0] for s in bound.network.readout_sites}  # features do not depend on it
+
+    def solve_one(member: int) -> None:
+        with jax.enable_x64(wide):  # JAX keeps its precision by thread
+            features = np.asarray(_design_one(bound, {**readout, **{s: v[member] for s, v in hidden.items()}}, x))
+        if not hasattr(own, "h"):
+            own.h = np.empty(features.shape)
+        np.copyto(own.h, features)
+        solve(member, own.h)
+
     with (progress(desc=desc, total=count, show=show, unit="member") as bar,
           threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool):
-        for start in range(0, count, MEMBERS_AT_ONCE):
-            block = {s: v[start:start + MEMBERS_AT_ONCE] for s, v in draws.items()}
-            features = np.asarray(map_draws(_design_one, (bound,), block, (x,), chunk=1))
-            list(pool.map(solve, range(start, start + len(features)), features))
-            bar.update(len(features))
+        for _ in pool.map(solve_one, range(count)):
+            bar.update()
 
 
 def _store(bound: BoundNetwork, draws: Params, weights: np.ndarray) -> Params:
@@ -255,15 +263,15 @@ def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs
     start = np.stack([_stack(bound, host, i) for i in range(count)])
     results = np.repeat(start[None], len(stops), axis=0)
     stable, limit = np.ones(count, bool), np.zeros(count)
-    mask = _columns(bound, trained, start.shape[1])
+    free = _columns(bound, trained)
+    frozen = start.copy()
+    frozen[:, free] = 0.0
 
     def solve(i, h):
-        h = np.asarray(h, np.float64)
-        frozen = h[:, ~mask] @ start[i][~mask]
-        done = descend(h[:, mask], targets - frozen, start[i][mask], optimizer=optimizer, learning_rate=rate,
-                       epochs=stops)
+        left = targets - h @ frozen[i] if frozen[i].any() else targets
+        done = descend(h[:, free], left, start[i, free], optimizer=optimizer, learning_rate=rate, epochs=stops)
         for k, w in enumerate(done.weights):
-            results[k, i, mask] = w
+            results[k, i, free] = w
         stable[i], limit[i] = done.stable, done.largest_stable_rate
 
     _each_member(bound, draws, x, solve, "train", show)
@@ -285,14 +293,11 @@ def exact_readout(bound: BoundNetwork, draws: Params, x, y, key, trained: Sequen
                           if s == bound.network.readout else np.ravel(np.asarray(unwrap(priors[s]).scale))[:1]
                           for s in bound.network.readout_sites]).astype(np.float64)
     results = np.stack([_stack(bound, host, i) for i in range(count)])
-    mask = _columns(bound, trained, results.shape[1])
+    free = _columns(bound, trained)
 
     def solve(i, h):
-        h = np.asarray(h, np.float64)
-        start = np.where(mask[:, None], _stack(bound, anchor, i), results[i])
-        shift = draw_readout(h[:, mask], targets + epsilon[i] - h @ start, std[mask], noise)
-        results[i] = start
-        results[i, mask] += shift
+        results[i, free] = _stack(bound, anchor, i)[free]
+        results[i, free] += draw_readout(h[:, free], targets + epsilon[i] - h @ results[i], std[free], noise)
 
     _each_member(bound, draws, x, solve, "exact readout", show)
     return _store(bound, draws, results)
@@ -381,5 +386,6 @@ def prior_scales(bound: BoundModel, x: Any, sites: Sequence[str], count: int) ->
     return scales
 
 
-def _loss_one(bound: BoundModel, params: Params, x, y) -> jax.Array:
-    return jnp.mean(bound.loss(params, x, y))
+def _report_one(bound: BoundModel, params: Params, x, y) -> dict[str, jax.Array]:
+    """Both in one pass through the network."""
+    return {"loss": jnp.mean(bound.loss(params, x, y)), "log_joint": bound.log_joint(params, x, y)}

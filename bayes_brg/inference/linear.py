@@ -88,40 +88,61 @@ def _descend_sgd(h, y, w, rate, epochs):
     blocks of N rows.
     """
     n, width = h.shape
-    norms = np.einsum("ij,ij->i", h, h)
-    safe = 1.0 / norms.max() if norms.max() > 0 else np.inf  # each step contracts if η|h_i|² ≤ 1
     if n <= 2 * width:
         gram = h @ h.T
+        norms, metric = np.diagonal(gram), gram
         inverse = _inverse_lower(gram, rate)
-        matrix = -(gram @ inverse)
-        matrix[np.diag_indices(n)] += 1.0
-        sums = _power_sums(matrix, y - h @ w, epochs)
-        out = [w + h.T @ (inverse @ v) for _, v in sums]
+        powers = [_data_map(gram, inverse)]
+        out = [w + h.T @ (inverse @ v) for _, v in _power_sums(powers, y - h @ w, epochs)]
         def epoch_map(eta):
-            return np.eye(n) - gram @ _inverse_lower(gram, eta)
+            return _data_map(gram, _inverse_lower(gram, eta))
     else:
+        norms, metric = np.einsum("ij,ij->i", h, h), np.eye(width)
         matrix, offset = _weight_map(h, y, rate)
+        powers = [matrix]
         # w_t = A^t w0 + Σ_{s<t} A^s b, both from one pass over stacked columns.
         c = w.shape[1]
-        out = [p[:, :c] + v[:, c:] for p, v in _power_sums(matrix, np.hstack([w, offset]), epochs)]
+        out = [p[:, :c] + v[:, c:] for p, v in _power_sums(powers, np.hstack([w, offset]), epochs)]
         def epoch_map(eta):
             return _weight_map(h, y, eta)[0]
-    if rate <= safe or _radius(matrix) <= 1 + TOLERANCE:
+    safe = 1.0 / norms.max() if norms.max() > 0 else np.inf  # each step contracts if η|h_i|² ≤ 1
+    if rate <= safe or _is_stable(powers[0], metric, powers[-1]):
         return Descent(out, True, float(max(rate, safe)))
     low, high = safe, rate
     while high > 1.01 * low:
         middle = np.sqrt(low * high)
-        low, high = (middle, high) if _radius(epoch_map(middle)) <= 1 + TOLERANCE else (low, middle)
+        low, high = (middle, high) if _is_stable(epoch_map(middle), metric) else (low, middle)
     return Descent(out, False, float(low))
 
 
-def _inverse_lower(gram: np.ndarray, rate: float) -> np.ndarray:
+def _inverse_lower(gram: np.ndarray, rate: float, leaf: int = 32) -> np.ndarray:
+    """L⁻¹, L = 1/(2η) + strict_lower(K): [[A, 0], [C, B]]⁻¹ = [[A⁻¹, 0], [−B⁻¹CA⁻¹, B⁻¹]], from small blocks up.
+
+    Mostly by products, which run on several threads at once: SciPy's triangular routines hold Python's lock.
+    """
     lower = np.tril(gram, -1)
     lower[np.diag_indices(len(gram))] = 0.5 / rate
-    inverse, info = lapack.dtrtri(lower, lower=1)
-    if info:
-        raise np.linalg.LinAlgError(f"triangular inverse failed with code {info}")
+    inverse = np.zeros_like(lower)
+
+    def fill(start: int, stop: int) -> None:
+        if stop - start <= leaf:
+            inverse[start:stop, start:stop] = lapack.dtrtri(lower[start:stop, start:stop], lower=1)[0]
+            return
+        middle = (start + stop) // 2
+        fill(start, middle)
+        fill(middle, stop)
+        inverse[middle:stop, start:middle] = -inverse[middle:stop, middle:stop] @ (
+            lower[middle:stop, start:middle] @ inverse[start:middle, start:middle])
+
+    fill(0, len(lower))
     return inverse
+
+
+def _data_map(gram: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """M = 1 − K L⁻¹."""
+    matrix = -(gram @ inverse)
+    matrix[np.diag_indices(len(gram))] += 1.0
+    return matrix
 
 
 def _weight_map(h: np.ndarray, y: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
@@ -137,18 +158,18 @@ def _weight_map(h: np.ndarray, y: np.ndarray, rate: float) -> tuple[np.ndarray, 
     return a, b
 
 
-def _power_sums(m: np.ndarray, x: np.ndarray, epochs: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(Mᵗ x, Σ_{s<t} Mˢ x) at each t.
+def _power_sums(powers: list[np.ndarray], x: np.ndarray, epochs: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(Mᵗ x, Σ_{s<t} Mˢ x) at each t. `powers`, [M] at first, is left with M, M², M⁴, … as far as they were needed.
 
-    A squaring costs about n matrix–vector products, so powers are squared only while more than a few dozen
+    A squaring costs dozens of matrix–vector products, so powers are squared only while more than a few dozen
     applications remain: with B = M^(2^J) and t = q 2^J + rest, Σ_{s<t} Mˢ x = Π_{j<J}(1 + M^(2^j)) Σ_{i<q} Bⁱ x + ….
     """
-    powers, out = [m], []
+    out: list[tuple[np.ndarray, np.ndarray]] = []
     power, total, done = x, np.zeros_like(x), 0
     with np.errstate(over="ignore", invalid="ignore"):
         for t in epochs:
             left, done = t - done, t
-            level = max(0, left.bit_length() - 6)
+            level = max(0, left.bit_length() - 5)
             while len(powers) <= level:
                 powers.append(powers[-1] @ powers[-1])
             for j in range(level, -1, -1):
@@ -163,6 +184,27 @@ def _power_sums(m: np.ndarray, x: np.ndarray, epochs: Sequence[int]) -> list[tup
                     total = total + block
             out.append((power.copy(), total.copy()))
     return out
+
+
+def _is_stable(m: np.ndarray, metric: np.ndarray, power: np.ndarray | None = None) -> bool:
+    """Whether the spectral radius of M is at most 1, by powers of it (`power` is one), for descent on a square.
+
+    Mᵏ G (Mᵏ)ᵀ ≤ G, with G = K in data space and 1 in weight space, says that k epochs bring no two readouts further
+    apart: stable. |tr Mᵏ| > n says that an eigenvalue is above 1. Squaring goes on until one of them holds. All
+    eigenvalues, thirty times the price of a squaring, decide the rest.
+    """
+    count, slack = len(m), 1e-11 * np.diag(np.diagonal(metric).max() * np.ones(len(m)))
+    power = m if power is None else power
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(16):
+            if not np.isfinite(power).all() or abs(np.trace(power)) > count * (1 + TOLERANCE):
+                return False
+            try:
+                np.linalg.cholesky(metric + slack - power @ metric @ power.T)
+                return True
+            except np.linalg.LinAlgError:
+                power = power @ power
+    return _radius(m) <= 1 + TOLERANCE
 
 
 def _radius(m: np.ndarray) -> float:

@@ -26,7 +26,7 @@ NETS = {
 }
 
 
-def interleaved(runs: dict, rounds: int = 15) -> dict:
+def interleaved(runs: dict, rounds: int = 30) -> dict:
     """Best time of each run, in ms: all of them in turn, `rounds` times, so that load falls on all alike."""
     times = {name: [] for name in runs}
     for run in runs.values():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bayes_brg as brg
+from bayes_brg.inference import linear
 from bayes_brg.inference.linear import descend
 
 KEY = jax.random.key(4)
@@ -189,3 +190,21 @@ def test_readout_needs_a_network():
     with pytest.raises(ValueError, match="train='all'"):
         net = brg.mlp((4,), out=2)
         brg.ensemble(lambda x, y=None: net(x, y), X, Y, key=KEY, num_members=2)
+
+
+@pytest.mark.parametrize("n, width", [(7, 40), (60, 25), (90, 30)])
+def test_stability_by_powers_is_that_by_eigenvalues(n, width):
+    """A product of powers decides without eigenvalues; here both, on either side of the largest stable rate."""
+    rng = np.random.default_rng(n)
+    answers = []
+    for _ in range(6):
+        h = np.maximum(rng.normal(size=(n, 5)) @ rng.normal(size=(5, width)), 0) * np.exp(rng.normal(size=(n, 1)) / 2)
+        gram = h @ h.T
+        for rate in np.geomspace(0.5, 6, 8) / np.diagonal(gram).max():
+            if n <= 2 * width:
+                epoch, metric = linear._data_map(gram, linear._inverse_lower(gram, rate)), gram
+            else:
+                epoch, metric = linear._weight_map(h, np.zeros((n, 1)), rate)[0], np.eye(width)
+            answers.append(linear._is_stable(epoch, metric))
+            assert answers[-1] == (np.abs(np.linalg.eigvals(epoch)).max() <= 1 + 1e-9)
+    assert 0 < sum(answers) < len(answers)

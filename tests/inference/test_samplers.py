@@ -54,7 +54,7 @@ def test_mclmc_has_a_small_bias():
 
 @pytest.mark.parametrize("sampler", [sgld, pytest.param(sghmc, marks=pytest.mark.slow)])
 def test_stochastic_gradients_have_a_small_bias(sampler):
-    post = run(sampler, batch_size=8, num_samples=1500, thinning=20 if sampler is sgld else 2)
+    post = run(sampler, batch_size=8, num_samples=1500, thinning=20)
     assert post.samples["w0"].shape == (4, 1500, 2, 1) and np.isfinite(post.stats["log_joint"]).all()
     mean, variance = relative_bias(post)
     assert mean.max() < 0.2 and variance.max() < 0.3
