@@ -25,12 +25,13 @@ from ._errors import block_jackknife
 from ._map import progress, quiet
 from ._provenance import fingerprint, is_file, machine, versions
 from ._settings import Settings, like, nearest
+from ._sloppiness import spectrum_table
 from .action import running_couplings
 from .correlators import cumulants
 from .fisher import fisher
 from .flow import Flow, critical_scale, renormalize
 from .flow import cutoffs as spaced_cutoffs
-from .model import name_key
+from .model import bind, name_key
 from .networks import Network
 from .posterior import Posterior
 from .store import Run
@@ -286,6 +287,8 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
         "source": None if source is None else fingerprint(Path(source)),
         **({"data": fingerprint(Path(settings["data"]))} if is_file(settings.get("data")) else {}),
     })
+    if source is not None:  # as it was named: the command that runs it again
+        manifest["file"] = Path(source).name if Path(source).is_absolute() else Path(source).as_posix()
     run = Run(path, manifest)
     if run.finished and all(file.is_file() for file in run.files):
         return run
@@ -339,7 +342,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
                     flowed = _renormalized(experiment, settings, model, posterior, x_probe, cutoffs)
                     measured = measure(flowed, data, experiment.max_loss)
                     manifest["results"][method] = dict(measured.attrs)
-                    store.write_datasets(flow_file, {None: measured})
+                    store.write_datasets(flow_file, {None: measured, "spectrum": spectrum_table(flowed.metric)})
         if "summary" not in manifest["stages"] or not all(run.file("summary", m, ".csv").is_file() for m in methods):
             with stage("summary"):
                 for method in methods:
@@ -413,6 +416,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     xarray.Dataset
         ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
         ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
+        ``likelihood`` and ``likelihood_scale`` where it is one of this package's,
         ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
         ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge.
     """
@@ -427,6 +431,9 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
     attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
              "num_members": diverged.size, "num_diverged": int(diverged.sum())}
+    likelihood = bind(flow.model, x).likelihood
+    if likelihood is not None:
+        attrs |= {"likelihood": likelihood.name, "likelihood_scale": float(likelihood.scale)}
     if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
         attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
     attrs |= {name: float(value) for name, value in (

@@ -233,6 +233,17 @@ class Run:
         return self._read(self.file("flow"), read_dataset)
 
     @cached_property
+    def spectra(self) -> dict[str, xr.Dataset]:
+        """Sloppiness spectrum of each method's metric, for `plots.spectrum`; of runs that kept it."""
+        found = {}
+        for method in self.methods:
+            with h5netcdf.File(self._read(self.file("flow", method), lambda path: path), "r") as file:
+                held = "spectrum" in file.groups
+            if held:
+                found[method] = read_dataset(self.file("flow", method), "spectrum")
+        return found
+
+    @cached_property
     def data(self) -> xr.Dataset:
         """``x, y, x_test, y_test, x_probe`` and, where the experiment gives it, ``phi_true``."""
         return self._read(self.path / "data.nc", read_dataset)

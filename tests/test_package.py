@@ -18,12 +18,13 @@ PACKAGE = ROOT / "bayes_brg"
 LEVELS = [
     {"_checks", "_map", "_errors", "_provenance", "_settings", "_tensors", "likelihoods"},
     {"model", "networks", "posterior", "output_fisher", "_draws", "_cumulants", "_streaming"},
-    {"_geometry", "_metric", "_spectrum", "fisher"},
+    {"_geometry", "_metric", "_spectrum", "_sloppiness", "fisher"},
     {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
     {"_member", "flow", "_jeffreys", "stepwise", "pruning", "action", "deform", "closed_form"},
-    {"arviz_bridge", "diagnostics", "_compare", "_distances", "_sbc", "_scores", "plots", "store"},
+    {"arviz_bridge", "diagnostics", "_compare", "_distances", "_sbc", "_scores", "plots", "store",
+     "_page"},
     {"experiment"},
-    {"tables"},
+    {"report", "tables"},
     {"cli"},
 ]
 
