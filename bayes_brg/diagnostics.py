@@ -189,6 +189,7 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     rhat = table["rhat_worst"].max(skipna=False)
     bulk, tail = table["ess_bulk_worst"].min(skipna=False), table["ess_tail_worst"].min(skipna=False)
     faults = []
+    independent = bool(np.any(np.asarray(posterior.stats.get("independent", False))))
     if bad:
         faults.append(f"{bad} of {posterior.size} draws give a value that is not finite")
     elif posterior.num_chains < 2:
@@ -198,7 +199,7 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     elif np.isnan(rhat):
         faults.append("the output never moves: all draws agree at every point")
     else:
-        if not rhat <= max_rhat:
+        if not rhat <= max_rhat and not independent:  # of independent draws R-hat is noise about 1
             faults.append(f"the worst R-hat is {rhat:.3f}, above {max_rhat:g}")
         for name, ess in (("bulk", bulk), ("tail", tail)):
             if not ess >= min_ess:
@@ -207,10 +208,11 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     jumps = int(np.sum(np.asarray(posterior.stats.get("diverging", 0))))
     if jumps:
         notes.append(f"{jumps} transitions diverged, so that parts of the posterior may be missing")
-    if np.any(np.asarray(posterior.stats.get("independent", False))):
-        notes.append("draws are independent, so that R-hat does not say whether they are the posterior's")
-    reason = "; ".join(faults) if faults else (f"the worst R-hat is {rhat:.3f} (at most {max_rhat:g}) and the smallest "
-                                               f"ESS {min(bulk, tail):.0f} (at least {min_ess:g})")
+    if independent:
+        notes.append("of independent draws this does not say whether they are the posterior's")
+    mixed = "draws are independent" if independent else f"the worst R-hat is {rhat:.3f} (at most {max_rhat:g})"
+    reason = "; ".join(faults) if faults else (f"{mixed} and the smallest ESS is {min(bulk, tail):.0f} (at least "
+                                               f"{min_ess:g})")
     return not faults, reason + "".join(f". Note: {n}" for n in notes)
 
 
