@@ -33,7 +33,7 @@ from .correlators import cumulants
 from .fisher import fisher
 from .flow import Flow, critical_scale, renormalize
 from .flow import cutoffs as spaced_cutoffs
-from .model import name_key
+from .model import bind, name_key
 from .networks import Network
 from .posterior import Posterior
 from .store import Run
@@ -410,6 +410,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     xarray.Dataset
         ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
         ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
+        ``likelihood`` and ``likelihood_scale`` where it is one of this package's,
         ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
         ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge.
     """
@@ -424,6 +425,9 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
     attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
              "num_members": diverged.size, "num_diverged": int(diverged.sum())}
+    likelihood = bind(flow.model, x).likelihood
+    if likelihood is not None:
+        attrs |= {"likelihood": likelihood.name, "likelihood_scale": float(likelihood.scale)}
     if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
         attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
     attrs |= {name: float(value) for name, value in (

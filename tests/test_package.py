@@ -21,7 +21,7 @@ LEVELS = [
     {"_geometry", "_metric", "_spectrum", "fisher"},
     {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
     {"_member", "flow", "_jeffreys", "stepwise", "pruning", "action", "deform", "closed_form"},
-    {"arviz_bridge", "diagnostics", "_compare", "_distances", "_sbc", "_scores", "plots", "store"},
+    {"arviz_bridge", "diagnostics", "_compare", "_sides", "_distances", "_sbc", "_scores", "plots", "store"},
     {"experiment"},
     {"tables"},
     {"cli"},
