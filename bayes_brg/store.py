@@ -222,6 +222,10 @@ class Run:
         """The flow of each method, as `flow`."""
         return {m: self._read(self.file("flow", m), read_dataset) for m in self.methods}
 
+    def read_flow(self, method: str) -> xr.Dataset:
+        """The flow of one method, without reading the others'."""
+        return self._read(self.file("flow", method), read_dataset)
+
     @cached_property
     def flow(self) -> xr.Dataset:
         """The main method's flow.
