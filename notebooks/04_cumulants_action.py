@@ -32,7 +32,7 @@ keys = iter(jax.random.split(jax.random.key(0), 20))
 
 # %%
 WIDTH = 10
-mesh = np.array([[1.0], [0.5], [-0.7]])
+mesh = np.array([[1.0], [0.5], [-0.7]])  # relu is homogeneous: the second point is half the first
 
 
 def network(width, noise=0.2):
@@ -46,7 +46,7 @@ def prior_field(width, key):
 
 
 def exact_kappa4(points, width):
-    """Points on one side of zero, or two on either: a unit that is on for one side is off for the other."""
+    """κ4 of points on one side of zero, or two on either: a unit that is on for one side is off for the other."""
     x = mesh[list(points), 0]
     same = np.sign(x)[:, None] == np.sign(x)
     pairs = 0.5 * np.abs(np.outer(x, x)) * same
@@ -58,7 +58,7 @@ rows = []
 for width in (WIDTH, 4 * WIDTH, 16 * WIDTH):
     phi = prior_field(width, next(keys))
     k = brg.cumulants(phi, order=4)
-    for points in ((0, 0, 0, 0), (0, 0, 1, 1), (0, 0, 2, 2)):
+    for points in ((0, 0, 0, 0), (0, 0, 2, 2), (0, 2, 2, 2)):
         value, sem, known = k.k4[points], k.sem.k4[points], exact_kappa4(points, width)
         rows.append({"N": width, "points": str(points), "κ4": value, "±": sem, "exact": known,
                      "z": (value - known) / sem, "N κ4": width * value})
@@ -68,7 +68,8 @@ print(f"Largest |z| of {len(prior_table)}: {prior_table['z'].abs().max():.2f}.")
 
 # %% [markdown]
 # Between inputs on opposite sides of zero κ4 is negative: a hidden unit is on for one side or for the other, so a large
-# field here makes a large field there less likely, although the two are uncorrelated.
+# field here makes a large field there less likely, although the two are uncorrelated. With an odd number of points on a
+# side it is zero.
 
 # %% [markdown]
 # ## Edgeworth against the histogram
@@ -77,9 +78,9 @@ print(f"Largest |z| of {len(prior_table)}: {prior_table['z'].abs().max():.2f}.")
 # and where it must not be believed.
 
 # %%
-phi = prior_field(WIDTH, next(keys))[..., 0].reshape(-1, len(mesh))
+phi = prior_field(WIDTH, next(keys))[..., 0].reshape(-1, len(mesh))[:, [0, 2]]
 k = brg.cumulants(phi, order=4)
-fig = plots.edgeworth_marginals(phi, k, points=(0, 2), names=[f"x = {v:g}" for v in mesh[:, 0]])
+fig = plots.edgeworth_marginals(phi, k, points=(0, 1), names=[f"x = {v:g}" for v in mesh[[0, 2], 0]])
 
 # %%
 one = phi[:, 0]
@@ -96,7 +97,7 @@ for order in (0, 2):
                  "largest error / peak": np.abs(density - expected).max() / density.max()})
 print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
 report = brg.edgeworth_report(k, phi=phi)
-for value, intervals, mass in zip(mesh[:, 0], report.intervals, report.negative_mass, strict=True):
+for value, intervals, mass in zip(mesh[[0, 2], 0], report.intervals, report.negative_mass, strict=True):
     where = ", ".join(f"{low:.3g} to {high:.3g}" for low, high in intervals) or "nowhere"
     print(f"At x = {value:g} the Edgeworth marginal is negative {where}; the negative part integrates to {mass:.2g}.")
 print(f"The joint density is negative at {report.fraction:.2%} of the draws.")

@@ -36,7 +36,8 @@ pd.set_option("display.width", 160)
 # ## The data: a table
 #
 # Here a file of 60 rows is written, to stand for yours: how far a thrown ball flies, with angle, speed and a column
-# that has nothing to do with it. `brg.load_table` reads CSV and NPZ, and says by row and column what is missing or text.
+# that has nothing to do with it. `brg.load_table` reads CSV and NPZ, and says by row and column what is missing or is
+# text.
 
 # %%
 rng = np.random.default_rng(0)
@@ -116,7 +117,7 @@ def everything(model, key):
     """Fit by NUTS, metric, flow and cumulants; prints what it finds."""
     keys = jax.random.split(key, 2)
     posterior = brg.nuts(model, x, y, key=keys[0], num_warmup=WARMUP, num_samples=SAMPLES, progress_bar=False)
-    print(diagnostics.convergence(model, posterior, x_test, progress_bar=False).verdict)
+    print(str(diagnostics.convergence(model, posterior, x_test, progress_bar=False)).splitlines()[0])
     metric = brg.fisher(model, posterior, x, progress_bar=False)
     flow = brg.renormalize(model, posterior, metric, cutoffs=brg.cutoffs(metric, num=CUTOFFS), key=keys[1])
     print(flow.critical_scale(x_test, y_test, progress_bar=False))
