@@ -9,17 +9,21 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ._checks import check_choice, check_count, check_data, check_inputs, num_points
-from ._distances import CORRECTIONS, adjust, energy_distance, field, gaussian_wasserstein, ks_columns, thinned
+from ._distances import CORRECTIONS, adjust, energy_distance, gaussian_wasserstein, ks_columns, thinned
 from ._draws import Draws
 from ._errors import block_jackknife
 from ._map import quiet
-from ._scores import coverage, log_mean_exp, pit, predictive, predictive_of_phi
+from ._scores import coverage, log_mean_exp, pit
+from ._sides import Made, Side, Stored, same_data
 from .correlators import cumulants
 from .flow import Flow, check_cutoffs, critical_scale
 from .model import name_key
+from .stepwise import StepwiseFlow
+from .store import Run
 
 __all__ = ["Comparison", "compare"]
 
@@ -104,13 +108,28 @@ class Comparison:
 
     __repr__ = __str__
 
+    def table(self) -> pd.DataFrame:
+        """One row a cutoff: the numbers of the printed table and their errors, flows by name."""
+        d = self.dataset
+        columns: dict[str, Any] = {"cutoff": d["cutoff"].values}
+        columns |= {str(name): d[name].values for name in d.data_vars if d[name].dims == ("cutoff",)}
+        columns["ks_rejected"] = (d["ks_p_adjusted"] < d.attrs["alpha"]).sum("mesh").values
+        columns["cumulant_z_largest"] = np.abs(d["cumulant_z"]).max(("cumulant", "mesh")).values
+        for flow in d["flow"].values:
+            one = d.sel(flow=flow)
+            columns |= {f"log_predictive_density{s}_{flow}": one[f"log_predictive_density{s}"].values
+                        for s in ("", "_sem", "_mcse")}
+            columns |= {f"coverage_{level:g}_{flow}": one["coverage"].sel(level=level).values
+                        for level in d["level"].values}
+        return pd.DataFrame(columns)
+
     def plot(self, axes=None):
         """Distances, cumulants and predictive density along the flow; see `plots.comparison`."""
         from . import plots
         return plots.comparison(self, axes=axes)
 
 
-def compare(flow_a: Flow, flow_b: Flow, x, y, *, labels: Sequence[str] | None = None,
+def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] | None = None,
             cutoffs: Any = "union", mesh: Any = None, alpha: float = 0.05, correction: str = "holm",
             levels: Sequence[float] = (0.5, 0.9), num_permutations: int = 999, max_samples: int = 500,
             key: Any = None, progress_bar: bool = True) -> Comparison:
@@ -118,18 +137,21 @@ def compare(flow_a: Flow, flow_b: Flow, x, y, *, labels: Sequence[str] | None = 
 
     Parameters
     ----------
-    flow_a, flow_b : Flow
+    flow_a, flow_b : Flow, StepwiseFlow, Run or (Run, str)
         Of models with the same inputs and outputs. Made with different keys: flows of one key share their prior draws
-        θ₀, which makes p-values conservative.
-    x : array (n, dim)
-    y : array (n, ...)
-        Held-out data.
+        θ₀, which makes p-values conservative. A `Run`, or a run and the name of one of its methods, stands for the
+        flow that is stored there, without the members that diverged.
+    x : array (n, dim), optional
+    y : array (n, ...), optional
+        Held-out data. Left out where one flow is a run's, which is known at the run's held-out data only.
     labels : two str, optional
         Names of the flows; default the methods of their posteriors.
     cutoffs : {"union", "shared"} or array
-        Which Λ: those of either flow, those of both, or these.
+        Which Λ: those of either flow, those of both, or these. Flows of runs and stepwise flows are known at their own
+        cutoffs only, and where one is, "union" leaves out what it does not have.
     mesh : array (m, dim), optional
-        Inputs at which the laws of φ are compared; default `x`, or 32 of it evenly spaced where it has more.
+        Inputs at which the laws of φ are compared; default `x`, or 32 of it evenly spaced where it has more. Not for
+        flows of runs.
     alpha : float
         Family-wise chance to report a difference between equal laws, over all cutoffs.
     correction : {"holm", "bh"}
@@ -151,7 +173,8 @@ def compare(flow_a: Flow, flow_b: Flow, x, y, *, labels: Sequence[str] | None = 
     Raises
     ------
     ValueError
-        For flows whose outputs differ in number, no shared cutoff, or too few permutations for `alpha`.
+        For flows whose outputs differ in number, no shared cutoff, or too few permutations for `alpha`; for runs with
+        other held-out data, or whose likelihood is not known.
 
     Notes
     -----
@@ -159,33 +182,28 @@ def compare(flow_a: Flow, flow_b: Flow, x, y, *, labels: Sequence[str] | None = 
     say how. The metrics of the flows may differ; equal cutoffs then mean equal Fisher information under each flow's
     own metric.
     """
-    if not isinstance(flow_a, Flow) or not isinstance(flow_b, Flow):
-        raise TypeError(f"compare takes two flows, got {type(flow_a).__name__} and {type(flow_b).__name__}; make them "
-                        "with brg.renormalize")
-    x, y = check_data(x, y)
+    sides, x, y, keep = _sides(flow_a, flow_b, x, y, mesh)
     check_choice(correction, "correction", CORRECTIONS)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     permutations = check_count(num_permutations, "num_permutations", 19)
-    scales = _cutoffs(flow_a, flow_b, cutoffs)
+    scales = _cutoffs(sides[0], sides[1], cutoffs)
     if (permutations + 1) * alpha <= len(scales):
         raise ValueError(f"{permutations} permutations cannot give a p-value below alpha/{len(scales)} = "
                          f"{alpha / len(scales):.3g}; pass num_permutations={int(np.ceil(2 * len(scales) / alpha))}")
-    flows = (flow_a, flow_b)
-    names = [str(label) for label in labels] if labels is not None else [f.posterior.method for f in flows]
+    names = [str(label) for label in labels] if labels is not None else [side.label for side in sides]
     if len(names) != 2:
         raise ValueError(f"labels must be two names, got {names}")
     if names[0] == names[1]:
         names = [f"{n} {suffix}" for n, suffix in zip(names, "ab", strict=True)]
-    mesh = check_inputs(_default_mesh(x) if mesh is None else mesh, "mesh")
     base = jax.random.key(0) if key is None else key
     with quiet(not progress_bar):
-        fields = [_fields(flow, mesh, scales, progress_bar) for flow in flows]
+        fields = [_fields(side, x if mesh is None else mesh, keep, scales, progress_bar) for side in sides]
         if fields[0][0].values.shape[-1] != fields[1][0].values.shape[-1]:
             raise ValueError(f"the flows' outputs have {fields[0][0].values.shape[-1]} and "
                              f"{fields[1][0].values.shape[-1]} entries on the mesh; compare flows of one kind of model")
-        held = [_held_out(flow, x, y, scales, levels, name_key(base, f"flow {i}"), progress_bar)
-                for i, flow in enumerate(flows)]
+        held = [_held_out(side, x, y, scales, levels, name_key(base, f"flow {i}"), progress_bar)
+                for i, side in enumerate(sides)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         data = _laws(fields, permutations, max_samples, correction, base)
@@ -198,49 +216,85 @@ def compare(flow_a: Flow, flow_b: Flow, x, y, *, labels: Sequence[str] | None = 
              for s, part in (("", "value"), ("_lower", "lower"), ("_upper", "upper"))}
     data["differs"] = ("cutoff", data["energy_p_adjusted"][1] < alpha)
     size = fields[0][0].values.shape[-1]
-    outputs = size // num_points(mesh)
+    outputs = size // (num_points(x if mesh is None else mesh) if keep is None else len(keep))
     coords = {"cutoff": scales, "flow": names, "level": list(levels), "cumulant": list(CUMULANTS),
               "mesh": np.arange(size), "mesh_point": ("mesh", np.arange(size) // outputs),
               "mesh_output": ("mesh", np.arange(size) % outputs)}
-    shared = bool(np.array_equal(jax.random.key_data(flow_a.key), jax.random.key_data(flow_b.key)))
+    shared = sides[0].stream == sides[1].stream
     return Comparison(xr.Dataset(data, coords, {
         "alpha": alpha, "correction": correction, "shared_key": int(shared), "num_permutations": permutations,
         "critical_scale_definition": critical[0].definition}))
 
 
-def _cutoffs(a: Flow, b: Flow, wanted: Any) -> np.ndarray:
+def _sides(flow_a: Any, flow_b: Any, x: Any, y: Any, mesh: Any) -> tuple[list[Side], Any, Any, np.ndarray | None]:
+    """Both flows, the held-out data, and which of them make the mesh (None: all, or a mesh of one's own)."""
+    stored = []
+    for flow in (flow_a, flow_b):
+        if isinstance(flow, Run):
+            flow = (flow, None)
+        known = isinstance(flow, tuple) and len(flow) == 2 and isinstance(flow[0], Run)
+        if not known and not isinstance(flow, (Flow, StepwiseFlow)):
+            raise TypeError(f"compare takes two flows, got {type(flow_a).__name__} and {type(flow_b).__name__}; make "
+                            "them with brg.renormalize, or pass runs, brg.load_run(path), or (run, method)")
+        stored.append(Stored(*flow) if known else None)
+    held = [side for side in stored if side is not None]
+    if held:
+        if mesh is not None:
+            raise ValueError("a run's stored flow is known at its held-out inputs only; leave mesh out, or pass the "
+                             "flow, experiment.flow_of(run, method)")
+        x, y = same_data(held, x, y)
+    elif x is None or y is None:
+        raise ValueError("compare needs held-out data x and y; only runs have their own")
+    x, y = check_data(x, y)
+    if mesh is not None:
+        check_inputs(mesh, "mesh")
+    sides: list[Side] = [Made(flow, x) if side is None else side
+                         for flow, side in zip((flow_a, flow_b), stored, strict=True)]
+    keep = None
+    if mesh is None and num_points(x) > MESH_POINTS:
+        keep = np.linspace(0, num_points(x) - 1, MESH_POINTS).round().astype(int)
+    return sides, x, y, keep
+
+
+def _cutoffs(a: Side, b: Side, wanted: Any) -> np.ndarray:
+    fixed = [side for side in (a, b) if side.available is not None]
     if not isinstance(wanted, str):
-        return check_cutoffs(wanted)
+        scales = check_cutoffs(wanted)
+        for side in fixed:
+            missing = scales[~_near(scales, side.available).any(axis=1)]
+            if len(missing):
+                raise ValueError(f"{side.label} is known at its own cutoffs only, not at {missing[0]:g}; they are "
+                                 f"{', '.join(f'{c:g}' for c in side.cutoffs)}")
+        return scales
     check_choice(wanted, "cutoffs", ("union", "shared"))
-    first, second = np.asarray(a.cutoffs, float), np.asarray(b.cutoffs, float)
     # Schedules of one recipe differ by rounding; such cutoffs are one.
-    near = np.isclose(first[:, None], second[None], rtol=1e-6, atol=0.0)
-    if wanted == "union":
-        return np.sort(np.concatenate([first, second[~near.any(axis=0)]]))
-    if not near.any():
-        raise ValueError("the flows share no cutoff; pass cutoffs='union' or an array")
-    return first[near.any(axis=1)]
+    near = _near(a.cutoffs, b.cutoffs)
+    if wanted == "shared":
+        if not near.any():
+            raise ValueError("the flows share no cutoff; pass cutoffs='union' or an array")
+        return a.cutoffs[near.any(axis=1)]
+    scales = np.sort(np.concatenate([a.cutoffs, b.cutoffs[~near.any(axis=0)]]))
+    for side in fixed:
+        scales = scales[_near(scales, side.available).any(axis=1)]
+    if not len(scales):
+        raise ValueError("the flows are known at their own cutoffs only and share none; make one of them with "
+                         "brg.renormalize, which can be asked at any")
+    return scales
 
 
-def _default_mesh(x: Any) -> Any:
-    n = num_points(x)
-    if n <= MESH_POINTS:
-        return x
-    keep = np.linspace(0, n - 1, MESH_POINTS).round().astype(int)
-    return jax.tree.map(lambda a: a[keep], x)
+def _near(first: np.ndarray, second: Any) -> np.ndarray:
+    return np.isclose(first[:, None], np.asarray(second)[None], rtol=1e-6, atol=0.0)
 
 
-def _fields(flow: Flow, mesh: Any, scales: np.ndarray, show: bool) -> list[Draws]:
+def _fields(side: Side, mesh: Any, keep: np.ndarray | None, scales: np.ndarray, show: bool) -> list[Draws]:
     """Draws of φ on the mesh at each cutoff, marked as independent where the posterior's are."""
-    phi = flow.predict(mesh, cutoffs=scales, progress_bar=show)
-    phi = phi.transpose("cutoff", "chain", "draw", "point", "output")
-    values = field(flow.spec.bound, phi.values, mesh)
+    values = side.gauged(side.phi(mesh, keep, scales, show), mesh)
     finite = np.isfinite(values).all(axis=(0, 3, 4))  # (chain, draw)
     if not finite.all():
-        raise ValueError(f"{int((~finite).sum())} of {finite.size} draws of {flow.posterior.method} give outputs that "
+        raise ValueError(f"{int((~finite).sum())} of {finite.size} draws of {side.label} give outputs that "
                          "are not finite; leave those members out")
     values = values.reshape(*values.shape[:3], -1)
-    if np.all(flow.posterior.stats.get("independent", False)):
+    if side.independent:
         return [Draws(v.reshape(1, 1, -1, v.shape[-1]), None, None, False) for v in values]
     return [Draws(v[None], None, None, True) for v in values]
 
@@ -293,29 +347,21 @@ def _marginal_cumulants(phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (np.stack([getattr(k, c) for c in CUMULANTS]), np.stack([getattr(k.sem, c) for c in CUMULANTS]))
 
 
-def _held_out(flow: Flow, x: Any, y: Any, scales: np.ndarray, levels: Sequence[float], key: Any,
+def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[float], key: Any,
               show: bool) -> dict[str, Any]:
     """Log predictive density (cutoff, datum), coverage (cutoff, level, datum) and critical scale of one flow."""
-    bound = flow.spec.bound
-    targets = bound.targets(y)
+    targets = side.targets(y)
     flat = np.asarray(targets, np.float64).reshape(num_points(x), -1)
     # A critical scale compares with Λ = 0.
     start = scales if scales[0] == 0 else np.concatenate([[0.0], scales])
-    out: dict[str, Any] = {"lpd": [], "mcse": [], "covered": [],
-                           "critical": critical_scale(flow.loss(x, y, cutoffs=start, progress_bar=show))}
-    size = max(1, NUMBERS_AT_ONCE // (flow.posterior.size * flat.size))
+    loss = side.loss(x, y, start, show)
+    out: dict[str, Any] = {"lpd": [], "mcse": [], "covered": [], "critical": critical_scale(loss)}
+    size = max(1, NUMBERS_AT_ONCE // (loss.size // len(start) * flat.size))
     for first in range(0, len(scales), size):
-        some = scales[first:first + size]
-        if bound.likelihood is not None:
-            along = flow.predict(x, cutoffs=some, progress_bar=show)
-            along = along.transpose("cutoff", "chain", "draw", "point", "output").values
-        for i, cutoff in enumerate(some, first):
-            here = name_key(key, f"cutoff {i}")
-            if bound.likelihood is not None:
-                phi = along[i - first].reshape(-1, *along.shape[3:])
-                law = predictive_of_phi(bound.likelihood, phi, targets, here)
-            else:
-                law = predictive(bound, flow.at(cutoff), x, targets, here)
+        along = side.phi(x, None, scales[first:first + size], show)
+        for i, cutoff in enumerate(scales[first:first + size], first):
+            values = along[i - first].reshape(-1, *along.shape[3:])
+            law = side.law(values, float(cutoff), x, targets, name_key(key, f"cutoff {i}"))
             ll = law.pop("log_likelihood")
             interval, discrete = pit(law, flat), "classes" in law or "probs" in law
             out["lpd"].append(log_mean_exp(ll, axis=0))

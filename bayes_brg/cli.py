@@ -1,4 +1,4 @@
-"""Command line: ``bayes-brg run FILE`` and ``bayes-brg info [RUN]``."""
+"""Command line: ``bayes-brg run FILE``, ``bayes-brg compare RUN RUN`` and ``bayes-brg info [RUN]``."""
 
 from __future__ import annotations
 
@@ -65,13 +65,22 @@ def _parser() -> argparse.ArgumentParser:
                      help="replace settings; may be repeated")
     run.add_argument("--data", metavar="TABLE", help="a .csv or .npz file in place of the experiment's own table")
     run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
+    run.add_argument("--no-weights", action="store_true", help="keep function values on disk, not the weights")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
+
+    page = commands.add_parser("report", help="write one HTML page about a run")
+    page.add_argument("run", metavar="RUN", help="a run directory")
+    page.add_argument("--out", metavar="FILE", help="the file to write (default: RUN/report.html)")
+    page.add_argument("--experiment", metavar="FILE", help="the file that declares the run's experiment: for the "
+                      "calibration of NumPyro models of your own, and the spectrum of older runs")
+    page.set_defaults(command=_report)
+    _compare_parser(commands)
 
     info = commands.add_parser("info", help="versions, or what a run contains")
     info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
     info.set_defaults(command=_info)
-    for command in (run, info):
+    for command in (run, page, info):
         command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return parser
 
@@ -93,13 +102,85 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
                              "models/diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
-    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file)
+    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file,
+                         keep_weights=not arguments.no_weights)
     if not arguments.quiet:
         print(report(run))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from .report import report as write
+
+    print(write(arguments.run, arguments.out, experiment=arguments.experiment))
+
+
+def _compare_parser(commands) -> None:
+    parser = commands.add_parser(
+        "compare", help="compare two runs, or two methods of one, scale by scale",
+        description="Compare the flows of two runs, or of two methods of one run, at every cutoff: distance of their "
+                    "laws, cumulants, held-out predictive density, coverage, critical scales.")
+    parser.add_argument("runs", metavar="RUN[:METHOD]", nargs="+",
+                        help="one or two run directories; the main method, or the two of a run that has two")
+    parser.add_argument("--out", metavar="DIR", help="where table, data and figure go (default: RUN/comparisons)")
+    parser.add_argument("--experiment", metavar="FILE", help="the file that declares the runs' experiment: flows are "
+                        "then made anew, for models of your own")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from . import plots, store
+    from .diagnostics import compare
+
+    if len(arguments.runs) > 2:
+        raise ValueError(f"compare takes one or two runs, got {len(arguments.runs)}")
+    chosen = [_run_and_method(text) for text in arguments.runs]
+    if len(chosen) == 1:
+        run, method = chosen[0]
+        if method is not None or len(run.methods) != 2:
+            raise ValueError(f"{run.path} has the methods {', '.join(run.methods)}; name two: "
+                             f"{run.path}:{run.methods[0]} {run.path}:{run.methods[-1]}")
+        chosen = [(run, m) for m in run.methods]
+    pair = [(run, method or run.methods[0]) for run, method in chosen]
+    if pair[0] == pair[1]:
+        raise ValueError(f"both are {pair[0][1]} of {pair[0][0].path}; name two methods or two runs")
+    (first, a), (second, b) = pair
+    labels = (a, b) if first.path == second.path else (f"{first.path.name}:{a}", f"{second.path.name}:{b}")
+    if arguments.experiment is None:
+        found = compare(pair[0], pair[1], labels=labels, progress_bar=not arguments.quiet)
+    else:
+        from .experiment import load_experiment
+        experiment = load_experiment(arguments.experiment)
+        flows = [experiment.flow_of(run, method) for run, method in pair]
+        found = compare(flows[0], flows[1], first.data["x_test"].values, first.data["y_test"].values, labels=labels,
+                        progress_bar=not arguments.quiet)
+    out = Path(arguments.out) if arguments.out else first.path / "comparisons"
+    stem = "_".join(label.replace(":", "-") for label in labels)
+    with store.replacing(out / f"{stem}.csv") as temporary:
+        found.table().to_csv(temporary, index=False)
+    store.write_datasets(out / f"{stem}.nc", {None: found.dataset})
+    with store.replacing(out / f"{stem}.png") as temporary:
+        plots.comparison(found).savefig(temporary, format="png", dpi=150)
+    if not arguments.quiet:
+        print(f"{found}\n{out}: {stem}.csv, {stem}.nc, {stem}.png")
+
+
+def _run_and_method(text: str):
+    """``RUN`` or ``RUN:METHOD``; a directory may have a colon in its name."""
+    from .store import load_run
+
+    path, colon, method = text.rpartition(":")
+    if Path(text).exists() or not colon or not Path(path).exists():
+        return load_run(text), None
+    run = load_run(path)
+    if method not in run.methods:
+        raise ValueError(f"{run.path} has no method {method!r}; its methods are {', '.join(run.methods)}")
+    return run, method
+
+
 def _info(arguments: argparse.Namespace) -> None:
-    from .experiment import machine, versions
+    from ._provenance import machine, versions
     from .store import load_run
 
     if arguments.run is not None:

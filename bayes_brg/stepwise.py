@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,31 +55,47 @@ class StepwiseFlow:
             posterior, before = step.at(cutoff), float(cutoff)
             yield float(cutoff), posterior, metric
 
+    def _among(self, cutoffs: Any) -> Iterator[tuple[float, Posterior]]:
+        """Walk the flow, Λ = 0 before its first step; default all of its cutoffs."""
+        wanted = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
+        known = {0.0, *(float(c) for c in self.cutoffs)}
+        for scale in wanted:
+            if float(scale) not in known:
+                raise ValueError(f"a stepwise flow is defined at its own cutoffs only, {self.cutoffs}, not at {scale}")
+        left = {float(c) for c in wanted}
+        if 0.0 in left:  # the first step may recompute the metric, but it takes nothing away
+            left.remove(0.0)
+            yield 0.0, self.posterior
+        for scale, posterior, _ in self if left else ():
+            if scale in left:
+                left.remove(scale)
+                yield scale, posterior
+            if not left:
+                return
+
     def at(self, cutoff: float) -> Posterior:
-        """The posterior at one of the flow's cutoffs."""
-        for scale, posterior, _ in self:
-            if scale == cutoff:
-                return posterior
-        raise ValueError(f"a stepwise flow is defined at its own cutoffs only, {self.cutoffs}, not at {cutoff}")
+        """The posterior at one of the flow's cutoffs, or at 0."""
+        return next(posterior for _, posterior in self._among([cutoff]))
 
-    def predict(self, x) -> xr.DataArray:
-        """Output φ along the flow, (cutoff, chain, draw, point, output)."""
-        phi = np.stack([np.asarray(predict(self.model, p, x, progress_bar=False)) for _, p, _ in self])
-        dims = ("cutoff", "chain", "draw", "point", "output")
-        coords = {d: np.arange(k) for d, k in zip(dims, phi.shape, strict=True)} | {"cutoff": self.cutoffs}
-        return xr.DataArray(phi, coords, dims, name="phi")
+    def predict(self, x, *, cutoffs=None, progress_bar: bool = False) -> xr.DataArray:
+        """Output φ along the flow, (cutoff, chain, draw, point, output); at some of its cutoffs, or 0, where given."""
+        walked = {c: np.asarray(predict(self.model, p, x, progress_bar=progress_bar)) for c, p in self._among(cutoffs)}
+        return self._array(walked, "phi", ("point", "output"))
 
-    def loss(self, x, y) -> xr.DataArray:
-        """Training loss along the flow, mean over points, (cutoff, chain, draw)."""
+    def loss(self, x, y, *, cutoffs=None, progress_bar: bool = False) -> xr.DataArray:
+        """Training loss along the flow, mean over points, (cutoff, chain, draw); cutoffs as in `predict`."""
         x, y = check_data(x, y)
         bound = bind(self.model, check_inputs(x))
         y = bound.targets(y)
         lead = self.posterior.num_chains, self.posterior.num_draws
-        losses = [np.asarray(map_draws(_loss_one, (bound,), p.flat(), (x, y), chunk=4)).reshape(lead)
-                  for _, p, _ in self]
-        dims = ("cutoff", "chain", "draw")
-        coords = {d: np.arange(k) for d, k in zip(dims[1:], lead, strict=True)} | {"cutoff": self.cutoffs}
-        return xr.DataArray(np.stack(losses), coords, dims, name="loss")
+        walked = {c: np.asarray(map_draws(_loss_one, (bound,), p.flat(), (x, y), chunk=4, show=progress_bar)
+                                ).reshape(lead) for c, p in self._among(cutoffs)}
+        return self._array(walked, "loss")
+
+    def _array(self, walked: dict[float, np.ndarray], name: str, extra: tuple[str, ...] = ()) -> xr.DataArray:
+        values, dims = np.stack(list(walked.values())), ("cutoff", "chain", "draw", *extra)
+        coords = {d: np.arange(k) for d, k in zip(dims, values.shape, strict=True)} | {"cutoff": np.array([*walked])}
+        return xr.DataArray(values, coords, dims, name=name)
 
 
 def _loss_one(bound, params, x, y):

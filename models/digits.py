@@ -22,18 +22,8 @@ def model(settings, table):
                    likelihood=brg.categorical())
 
 
-def sample(model, x, y, key, settings):
-    return brg.sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
-
-
-def ensemble(model, x, y, key, settings):
-    return brg.ensemble(model, x, y, key=key, num_members=settings.num_members, train="all",
-                        objective="randomized_map", optimizer="adam", learning_rate=0.01,
-                        num_epochs=settings.num_epochs)
-
-
 experiment = brg.table_experiment(
-    "digits", table, model, {"sample": sample, "ensemble": ensemble}, classes=True,
+    "digits", table, model, classes=True,
     settings={"width": 16, "num_train": 500, "num_warmup": 150, "num_samples": 100, "num_members": 40,
               "num_epochs": 500, "seed": 0},
 )

@@ -402,3 +402,76 @@ def test_compare_other_models():
     assert found.dataset["flow"].values.tolist() == ["given a", "given b"]
     assert found.dataset.sizes["mesh"] == 24
     assert "conservative" in str(found)
+
+
+def test_independent_draws_are_not_judged_by_rhat():
+    """The worst R-hat of many outputs of independent draws is above 1.01 by chance; of chains that is a fault."""
+    draws = np.random.default_rng(0).normal(size=(4, 120, 300, 1))
+    net = brg.mlp((), likelihood=brg.gaussian(1.0))
+    x = np.eye(300)
+    verdicts = [brg.diagnostics.convergence(net, brg.Posterior({"w0": jnp.asarray(draws)}, stats), x)
+                for stats in ({}, {"independent": True})]
+    assert not verdicts[0] and "R-hat is" in verdicts[0].reason
+    assert "R-hat" not in verdicts[1].reason and "independent" in verdicts[1].reason
+
+
+def test_a_stepwise_flow_is_compared_at_its_own_cutoffs():
+    """With one metric throughout, stepping is the same flow (both take one key): no difference, equal numbers."""
+    scales = [0.3, 3.0, 30.0]
+    made = readout_flow(jax.random.key(1), scales, 80)
+    steps = brg.renormalize_stepwise(WIDE, made.posterior, lambda p: made.metric, cutoffs=scales,
+                                     key=jax.random.fold_in(jax.random.key(1), 99))
+    found = diag.compare(made, steps, X_NEW, Y_NEW, labels=("at once", "in steps"), num_permutations=199)
+    d = found.dataset
+    assert d["cutoff"].values.tolist() == scales and d.attrs["shared_key"] and not found.differs
+    lpd = d["log_predictive_density"].values
+    np.testing.assert_allclose(lpd[0], lpd[1], rtol=1e-5)
+    np.testing.assert_allclose(d["critical_scale"][0], d["critical_scale"][1], rtol=1e-4)
+    wider = readout_flow(jax.random.key(2), [0.0, 1.0, 3.0, 30.0], 80)
+    assert diag.compare(wider, steps, X_NEW, Y_NEW, num_permutations=199).dataset["cutoff"].values.tolist() == [
+        0.0, *scales]  # 0 is the posterior itself; 1 is not among the steps
+    with pytest.raises(ValueError, match="own cutoffs only, not at 1; they are 0.3, 3, 30"):
+        diag.compare(wider, steps, X_NEW, Y_NEW, cutoffs=[0.3, 1.0])
+    assert steps.at(0.0) is steps.posterior
+    with pytest.raises(ValueError, match="own cutoffs only"):
+        steps.predict(X_NEW, cutoffs=[1.0])
+
+
+def check_deep_ensemble_against_mcmc(members, draws):
+    """Gradient descent without noise or tie to the prior is no posterior; returned to the prior it is forgotten.
+
+    Descent from the prior spreads less than the posterior where there are data and keeps its prior where there are
+    none. Far above all stiffnesses both are the prior, drawn with different keys: a false alarm has chance 0.05.
+    """
+    rng = fresh(31)
+    x = rng.uniform(-2, 2, (12, 1)).astype(np.float32)
+    y = (np.sin(2 * x) + 0.3 * rng.normal(size=x.shape)).astype(np.float32)
+    x_new = np.linspace(-2.5, 2.5, 16, dtype=np.float32)[:, None]
+    model = brg.mlp((6, 6), activation="tanh", weight_std=1.5, bias_std=1.0, likelihood=brg.gaussian(0.3))
+    deep = brg.ensemble(model, x, y, key=jax.random.key(1), num_members=members, train="all", optimizer="adam",
+                        learning_rate=0.03, num_epochs=1000, progress_bar=False)
+    chains = brg.nuts(model, x, y, key=jax.random.key(2), num_chains=4, num_warmup=draws, num_samples=draws,
+                      progress_bar=False)
+    scales = [0.0, 0.1, 10.0, 1e6]
+    flows = [brg.renormalize(model, p, brg.fisher(model, p, x), cutoffs=scales, key=jax.random.key(i))
+             for i, p in enumerate((deep, chains), 5)]
+    found = diag.compare(*flows, x_new, np.sin(2 * x_new), labels=("ensemble", "nuts"), progress_bar=False)
+    assert found.differs, str(found)
+    d = found.dataset
+    assert d["differs"].values[0] and not d["differs"].values[-1], str(found)
+    assert found.verdict.startswith("the predictive laws differ at Λ = 0")
+    relative = d["wasserstein_relative"].values
+    assert relative[0] > 3 * relative[-1], str(found)
+    return found
+
+
+def test_a_deep_ensemble_against_nuts():
+    check_deep_ensemble_against_mcmc(members=80, draws=250)
+
+
+@pytest.mark.slow
+def test_a_deep_ensemble_against_nuts_at_length():
+    found = check_deep_ensemble_against_mcmc(members=400, draws=1500).dataset
+    gap = found["log_predictive_density_difference"].values
+    error = found["log_predictive_density_difference_mcse"].values
+    assert abs(gap[-1]) < 4 * error[-1]
