@@ -229,13 +229,14 @@ fig = draw(*found_deep)
 # %% [markdown]
 # **What it means.** The first panel compares at equal Λ, the second at an equal number of directions kept; only the
 # second is a fair race, since an eigenvalue of the metric collects what many weights contribute. The sentences above
-# say how many directions each basis needs to keep the loss within a factor of two.
+# say how many directions each basis needs to keep the loss within a factor of two, and what the first step costs: just
+# above Λ = 0 the eigenmodes have given back everything that no probe input sees.
 #
-# In the wide network the prior of a weight is broad (standard deviation 1, with thousands of weights), so that what is
-# *not* seen by the probe inputs is not harmless when it is redrawn: compare the loss just above Λ = 0 with that at
-# Λ = 0. The inputs on which the metric is averaged are part of the definition of the flow.
+# Where the output is linear in what flows, as in the wide network, a mode without stiffness changes the output at no
+# probe input, however far it is moved, and at other inputs as little as the probe inputs are dense. In the deep network
+# the modes are those of its linearisation at each member. A direction that does nothing to first order is then moved by
+# a whole prior width, which is no small step, and many are moved at once.
 #
-# **What to distrust.** The eigenmodes of a deep network are those of the metric at one draw: the flow moves along
-# straight lines in weight space, far from where the metric was computed, and stiffness there may be another. A
-# distance of zero means that it is below what so few members can show; it is measured on held-out inputs, and is one
+# **What to distrust.** Stiffness is measured at the draw and used far from it. The inputs on which the metric is averaged
+# are part of the definition of the flow: with few of them there are more modes of stiffness zero. A distance of zero means that it is below what so few members can show; it is measured on held-out inputs, and is one
 # number for all of them.
