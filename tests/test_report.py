@@ -24,6 +24,9 @@ REDUCED = {
     "deep_relu": ["num_members=64", "num_epochs=100"],
     "finite_width": ["num_draws=20000", "num_members=1000"],
     "cosnet": ["num_members=200", "num_mesh=8"],
+    "diabetes": ["width=8", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
+    "breast_cancer": ["width=4", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
+    "digits": ["width=8", "num_train=100", "num_warmup=60", "num_samples=20", "num_members=24", "num_epochs=50"],
     "phi4": ["num_members=400", "num_warmup=60", "num_draws=5000"],
 }
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -232,6 +235,7 @@ def test_a_request_and_an_error_would_be_seen(tmp_path):
 @pytest.mark.parametrize("name", sorted(REDUCED))
 def test_reports_in_a_browser(name, tmp_path):
     """Console, network and pictures of each report, at the widths of a laptop and of a phone."""
+    assert {p.stem for p in MODELS.glob("*.py")} == set(REDUCED)
     out = run_of(name, tmp_path)
     check(brg.report(out, experiment=MODELS / f"{name}.py"))
     for width in (1280, 400):
