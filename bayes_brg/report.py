@@ -321,7 +321,7 @@ def _distributions(seen: _Seen) -> str:
             _figure_of(distribution, draws, seen.truth, title=title, size=(5.6, 4.6)),
             f"Distribution of φ at cutoff {scale:g}{side}: mean {np.nanmean(one):.4g}, sd "
             f"{np.nanstd(one, ddof=1):.4g}.",
-            f"Λ = {scale:g}{side}."))
+            f"Λ = {scale:.4g}{side}."))
     return html.paragraph(
         "φ at the characteristic input (first output) before the flow, "
         + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: "

@@ -24,6 +24,9 @@ REDUCED = {
     "deep_relu": ["num_members=64", "num_epochs=100"],
     "finite_width": ["num_draws=20000", "num_members=1000"],
     "cosnet": ["num_members=200", "num_mesh=8"],
+    "diabetes": ["width=8", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
+    "breast_cancer": ["width=4", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
+    "digits": ["width=8", "num_train=100", "num_warmup=60", "num_samples=20", "num_members=24", "num_epochs=50"],
     "phi4": ["num_members=400", "num_warmup=60", "num_draws=5000"],
 }
 VOID = {"meta", "link", "img", "br", "hr"}
@@ -197,8 +200,34 @@ def test_text_is_escaped():
     assert "a & b" in page.sections["s"]
 
 
-FRAME = ('<!DOCTYPE html><html><body style="margin:0"><iframe src="report.html" style="border:0;width:{width}px;'
+FRAME = ('<!DOCTYPE html><html><body style="margin:0"><iframe src="{page}" style="border:0;width:{width}px;'
          'height:{height}px"></iframe></body></html>')
+
+
+def opened(page, width, folder, height=3000):
+    """What a browser asks of the network and says on its console for a page at a width, and a picture of it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    frame, log, shot = page.parent / "frame.html", folder / "net.json", folder / f"{page.stem}{width}.png"
+    frame.write_text(FRAME.format(page=page.name, width=width, height=height))  # a window has a least width
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'user'}",
+         "--enable-logging=stderr", "--hide-scrollbars", f"--log-net-log={log}", f"--window-size={width},{height}",
+         f"--screenshot={shot}", frame.as_uri()], capture_output=True, text=True, timeout=120)
+    # Requests of the browser's own have the initiator "not an origin".
+    asked = re.findall(r'"initiator":"([^"]*)"[^\n]*"url":"([^"]*)"', log.read_text())
+    urls = {url for who, url in asked if who != "not an origin" and not url.startswith(("file:", "data:"))}
+    return urls, [line for line in done.stderr.splitlines() if "CONSOLE" in line], matplotlib.image.imread(shot)
+
+
+@pytest.mark.slow
+def test_a_request_and_an_error_would_be_seen(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<img src="http://stranger.invalid/x.png"><script>throw new Error("no")</script>')
+    urls, console, _ = opened(page, 400, tmp_path, 300)
+    assert urls == {"http://stranger.invalid/x.png"} and console
 
 
 @pytest.mark.slow
@@ -206,21 +235,10 @@ FRAME = ('<!DOCTYPE html><html><body style="margin:0"><iframe src="report.html" 
 @pytest.mark.parametrize("name", sorted(REDUCED))
 def test_reports_in_a_browser(name, tmp_path):
     """Console, network and pictures of each report, at the widths of a laptop and of a phone."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("there is no Chromium")
+    assert {p.stem for p in MODELS.glob("*.py")} == set(REDUCED)
     out = run_of(name, tmp_path)
     check(brg.report(out, experiment=MODELS / f"{name}.py"))
-    for width in (1280, 400):  # a window has a least width, a frame does not
-        (out / "frame.html").write_text(FRAME.format(width=width, height=3000))
-        log, shot = tmp_path / "net.json", tmp_path / f"{width}.png"
-        done = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}",
-             "--enable-logging=stderr", "--hide-scrollbars", f"--log-net-log={log}", f"--window-size={width},3000",
-             f"--screenshot={shot}", (out / "frame.html").as_uri()], capture_output=True, text=True, timeout=120)
-        assert ":CONSOLE" not in done.stderr and "console" not in done.stderr.lower()
-        asked = set(re.findall(r'"url":"(\w+://[^"]*)"', log.read_text()))
-        assert not {url for url in asked if not url.startswith(("file:", "data:", "chrome"))}
-        image = matplotlib.image.imread(shot)
+    for width in (1280, 400):
+        urls, console, image = opened(out / "report.html", width, tmp_path)
+        assert not urls and not console
         assert image.shape[1] >= width and image[:, :width, :3].std() > 0.05

@@ -128,9 +128,9 @@ def cutoff_axis(ax: Axes, cutoffs: np.ndarray) -> Callable[[np.ndarray], np.ndar
 
 def _power(value: float) -> str:
     if value <= 0:
-        return f"{value:g}"
+        return f"{value:.4g}"
     exponent = np.log10(value)
-    return rf"$10^{{{round(exponent)}}}$" if np.isclose(exponent, round(exponent)) else f"{value:g}"
+    return rf"$10^{{{round(exponent)}}}$" if np.isclose(exponent, round(exponent)) else f"{value:.4g}"
 
 
 def _mark_critical(ax: Axes, critical: Any, label: bool = True) -> None:
