@@ -237,6 +237,7 @@ fig = draw(*found_deep)
 # the modes are those of its linearisation at each member. A direction that does nothing to first order is then moved by
 # a whole prior width, which is no small step, and many are moved at once.
 #
-# **What to distrust.** Stiffness is measured at the draw and used far from it. The inputs on which the metric is averaged
-# are part of the definition of the flow: with few of them there are more modes of stiffness zero. A distance of zero means that it is below what so few members can show; it is measured on held-out inputs, and is one
-# number for all of them.
+# **What to distrust.** Stiffness is measured at the draw and used far from it. The inputs on which the metric is
+# averaged are part of the definition of the flow: with few of them there are more modes of stiffness zero. A distance
+# of zero means that it is below what so few members can show; it is measured on held-out inputs, and is one number for
+# all of them.
