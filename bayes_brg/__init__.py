@@ -27,6 +27,7 @@ from .likelihoods import Likelihood, bernoulli, categorical, gaussian, poisson
 from .networks import Network, cosnet, mlp
 from .posterior import Posterior, predict, prior
 from .pruning import pruning_curve, removable_fraction
+from .report import report
 from .stepwise import StepwiseFlow, renormalize_stepwise
 from .store import Run, load_run
 from .tables import Table, load_table, table_experiment
@@ -95,6 +96,7 @@ __all__ = [
     "removable_fraction",
     "renormalize",
     "renormalize_stepwise",
+    "report",
     "running_couplings",
     "sample",
     "sghmc",

@@ -255,6 +255,19 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     return Scores(dataset, name, kind)
 
 
+def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,
+                  method: str = "") -> Scores:
+    """`scores` from outputs φ (draw, n, outputs) that are already there, under a `Likelihood`."""
+    phi = np.asarray(phi)
+    targets = likelihood.targets(y, phi.shape[-1])
+    law = predictive_of_phi(likelihood, phi, targets, jax.random.key(0))
+    ll = law.pop("log_likelihood")
+    flat = np.asarray(targets, np.float64).reshape(phi.shape[1], -1)
+    dataset, name, kind = score_table(law, flat, ll, levels, num_bins, max_draws)
+    dataset.attrs |= {"num_draws": len(phi), "method": method}
+    return Scores(dataset, name, kind)
+
+
 def score_table(law: dict[str, np.ndarray], y: np.ndarray, ll: np.ndarray, levels, num_bins: int,
                 max_draws: int) -> tuple[xr.Dataset, str, str]:
     """The Dataset of `Scores`, from components (draw, n, outputs), targets (n, outputs), log-likelihoods (draw, n)."""

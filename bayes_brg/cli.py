@@ -65,15 +65,23 @@ def _parser() -> argparse.ArgumentParser:
                      help="replace settings; may be repeated")
     run.add_argument("--data", metavar="TABLE", help="a .csv or .npz file in place of the experiment's own table")
     run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
+    run.add_argument("--no-weights", action="store_true", help="keep function values on disk, not the weights")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
 
     _compare_parser(commands)
 
+    page = commands.add_parser("report", help="write one HTML page about a run")
+    page.add_argument("run", metavar="RUN", help="a run directory")
+    page.add_argument("--out", metavar="FILE", help="the file to write (default: RUN/report.html)")
+    page.add_argument("--experiment", metavar="FILE", help="the file that declares the run's experiment: for the "
+                      "calibration of NumPyro models of your own, and the spectrum of older runs")
+    page.set_defaults(command=_report)
+
     info = commands.add_parser("info", help="versions, or what a run contains")
     info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
     info.set_defaults(command=_info)
-    for command in (run, info):
+    for command in (run, page, info):
         command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return parser
 
@@ -95,7 +103,8 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
                              "models/diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
-    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file)
+    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file,
+                         keep_weights=not arguments.no_weights)
     if not arguments.quiet:
         print(report(run))
 
@@ -165,8 +174,14 @@ def _run_and_method(text: str):
     return run, method
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from .report import report as write
+
+    print(write(arguments.run, arguments.out, experiment=arguments.experiment))
+
+
 def _info(arguments: argparse.Namespace) -> None:
-    from .experiment import machine, versions
+    from ._provenance import machine, versions
     from .store import load_run
 
     if arguments.run is not None:

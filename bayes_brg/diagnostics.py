@@ -139,15 +139,24 @@ def convergence(model, posterior: Posterior, x, y=None, *, max_rhat: float = 1.0
         draws = {s: posterior.flat()[s] for s in bound.names}
         loss = map_draws(_loss_of_draw, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
         variables["loss"] = xr.DataArray(np.asarray(loss).reshape(phi.shape[:2]), dims=dims[:2])
-    bad = ~np.logical_and.reduce([np.isfinite(v.values).reshape(*phi.shape[:2], -1).all(-1)
-                                  for v in variables.values()])
-    function = _measures(xr.Dataset(variables))
+    return judge(xr.Dataset(variables), posterior, max_rhat, min_ess)
+
+
+def judge(data: xr.Dataset, posterior: Posterior, max_rhat: float = 1.01, min_ess: float = 400.0) -> Convergence:
+    """Convergence of given draws: ``phi`` (chain, draw, point, output) and, where known, ``loss`` (chain, draw).
+
+    `posterior` has the same chains and draws; its sites are the weight-space rows, its stats the notes.
+    """
+    shape = (data.sizes["chain"], data.sizes["draw"])
+    draws = [data[name].transpose("chain", "draw", ...).values.reshape(*shape, -1) for name in data.data_vars]
+    bad = ~np.logical_and.reduce([np.isfinite(values).all(-1) for values in draws])
+    function = _measures(data)
     weights = _measures(arviz_bridge.posterior_datasets(posterior)["posterior"])
-    rows = {f"{name} (function space)": _row(function, name) for name in variables}
+    rows = {f"{name} (function space)": _row(function, str(name)) for name in data.data_vars}
     rows |= {f"{arviz_bridge.unescape(str(name))} (weight space)": _row(weights, str(name))
              for name in weights["rhat"].data_vars}
     table = pd.DataFrame(rows).T
-    found, reason = _verdict(table.iloc[:len(variables)], posterior, int(bad.sum()), max_rhat, min_ess)
+    found, reason = _verdict(table.iloc[:len(data.data_vars)], posterior, int(bad.sum()), max_rhat, min_ess)
     out = {k: ds["phi"] for k, ds in function.items()}
     out |= {f"loss_{k}": ds["loss"] for k, ds in function.items() if "loss" in ds}
     return Convergence(found, reason, table, xr.Dataset(out, attrs={"method": posterior.method}))
@@ -180,6 +189,7 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     rhat = table["rhat_worst"].max(skipna=False)
     bulk, tail = table["ess_bulk_worst"].min(skipna=False), table["ess_tail_worst"].min(skipna=False)
     faults = []
+    independent = bool(np.any(np.asarray(posterior.stats.get("independent", False))))
     if bad:
         faults.append(f"{bad} of {posterior.size} draws give a value that is not finite")
     elif posterior.num_chains < 2:
@@ -189,7 +199,7 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     elif np.isnan(rhat):
         faults.append("the output never moves: all draws agree at every point")
     else:
-        if not rhat <= max_rhat:
+        if not rhat <= max_rhat and not independent:  # of independent draws R-hat is noise about 1
             faults.append(f"the worst R-hat is {rhat:.3f}, above {max_rhat:g}")
         for name, ess in (("bulk", bulk), ("tail", tail)):
             if not ess >= min_ess:
@@ -198,10 +208,11 @@ def _verdict(table: pd.DataFrame, posterior: Posterior, bad: int, max_rhat: floa
     jumps = int(np.sum(np.asarray(posterior.stats.get("diverging", 0))))
     if jumps:
         notes.append(f"{jumps} transitions diverged, so that parts of the posterior may be missing")
-    if np.any(np.asarray(posterior.stats.get("independent", False))):
-        notes.append("draws are independent, so that R-hat does not say whether they are the posterior's")
-    reason = "; ".join(faults) if faults else (f"the worst R-hat is {rhat:.3f} (at most {max_rhat:g}) and the smallest "
-                                               f"ESS {min(bulk, tail):.0f} (at least {min_ess:g})")
+    if independent:
+        notes.append("of independent draws this does not say whether they are the posterior's")
+    mixed = "draws are independent" if independent else f"the worst R-hat is {rhat:.3f} (at most {max_rhat:g})"
+    reason = "; ".join(faults) if faults else (f"{mixed} and the smallest ESS is {min(bulk, tail):.0f} (at least "
+                                               f"{min_ess:g})")
     return not faults, reason + "".join(f". Note: {n}" for n in notes)
 
 

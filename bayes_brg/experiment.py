@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import os
-import platform
 import sys
 import time
 import types
@@ -27,7 +23,9 @@ from . import arviz_bridge, store
 from ._checks import check_count, check_data, check_inputs, num_points
 from ._errors import block_jackknife
 from ._map import progress, quiet
+from ._provenance import fingerprint, is_file, machine, versions
 from ._settings import Settings, like, nearest
+from ._sloppiness import spectrum_table
 from .action import running_couplings
 from .correlators import cumulants
 from .fisher import fisher
@@ -194,7 +192,7 @@ class Experiment:
         return Settings(values)
 
     def run(self, out: str | Path | None = None, settings: Mapping[str, Any] | None = None, *,
-            progress_bar: bool = True, source: str | Path | None = None) -> Run:
+            progress_bar: bool = True, source: str | Path | None = None, keep_weights: bool = True) -> Run:
         """Run every stage and leave a directory that `load_run` reads.
 
         A stage that an interrupted run of the same experiment and settings finished is read, not run again; since
@@ -210,6 +208,9 @@ class Experiment:
             Show stages and progress on a terminal.
         source : str or Path, optional
             The file that declares the experiment; a changed file is another experiment.
+        keep_weights : bool
+            Whether the weights of every draw stay on disk when all stages are done. Function values, φ and the loss
+            along the flow, always do, and so do the sampler's reports.
 
         Returns
         -------
@@ -221,7 +222,7 @@ class Experiment:
             If `out` holds another experiment's run or this one's with other settings, naming the difference.
         """
         path = Path(out) if out is not None else Path("runs") / self.name
-        return _run(self, path, self.with_settings(settings), progress_bar, source)
+        return _run(self, path, self.with_settings(settings), progress_bar, source, keep_weights)
 
     def flow_of(self, run: Run, method: str | None = None) -> Flow:
         """The `Flow` behind a run's flow data: the same draws, refills and cutoffs, to ask it for more.
@@ -275,7 +276,7 @@ def _renormalized(experiment: Experiment, settings: Settings, model: Any, poster
 
 
 def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: bool,
-         source: str | Path | None) -> Run:
+         source: str | Path | None, keep_weights: bool) -> Run:
     metric, flow = (_options(part, settings) for part in (experiment.metric, experiment.flow))
     methods, key = list(experiment.infer), jax.random.key(settings.seed)
     manifest = store.open_run(path, {
@@ -283,9 +284,11 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
         "options": {"metric": metric, "flow": flow, "max_loss": experiment.max_loss,
                     **({"couplings": experiment.couplings} if experiment.couplings else {})},
         "precision": "float64" if jax.config.jax_enable_x64 else "float32",
-        "source": None if source is None else _fingerprint(Path(source)),
-        **({"data": _fingerprint(Path(settings["data"]))} if _is_file(settings.get("data")) else {}),
+        "source": None if source is None else fingerprint(Path(source)),
+        **({"data": fingerprint(Path(settings["data"]))} if is_file(settings.get("data")) else {}),
     })
+    if source is not None:  # as it was named: the command that runs it again
+        manifest["file"] = Path(source).name if Path(source).is_absolute() else Path(source).as_posix()
     run = Run(path, manifest)
     if run.finished and all(file.is_file() for file in run.files):
         return run
@@ -339,7 +342,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
                     flowed = _renormalized(experiment, settings, model, posterior, x_probe, cutoffs)
                     measured = measure(flowed, data, experiment.max_loss)
                     manifest["results"][method] = dict(measured.attrs)
-                    store.write_datasets(flow_file, {None: measured})
+                    store.write_datasets(flow_file, {None: measured, "spectrum": spectrum_table(flowed.metric)})
         if "summary" not in manifest["stages"] or not all(run.file("summary", m, ".csv").is_file() for m in methods):
             with stage("summary"):
                 for method in methods:
@@ -370,6 +373,9 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
                     else:
                         raise TypeError(f"extras: {name!r} must be a Figure or a DataFrame, got "
                                         f"{type(result).__name__}")
+        if not keep_weights:
+            for method in methods:
+                store.drop_weights(run.file("posterior", method))
         manifest["finished"] = True
         store.write_json(path / store.MANIFEST, manifest)
     return run
@@ -571,31 +577,3 @@ def load_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{path} declares {len(found) or 'no'} Experiment{'s' * (len(found) > 1)}; it needs one: "
                          "experiment = brg.Experiment(name=..., model=..., ...)")
     return next(iter(found.values()))
-
-
-def _is_file(path: Any) -> bool:
-    return isinstance(path, str) and path != "" and Path(path).is_file()
-
-
-def _fingerprint(path: Path) -> dict[str, str]:
-    return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and what it computes with."""
-    from . import __version__
-
-    names = ("jax", "jaxlib", "numpyro", "arviz", "xarray", "numpy", "scipy", "optax", "blackjax", "matplotlib")
-    found = {"bayes_brg": __version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """What it runs on."""
-    return {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count(),
-            "backend": jax.default_backend(), "devices": [d.device_kind for d in jax.devices()]}

@@ -128,6 +128,9 @@ def load_posterior(path: str | Path) -> Posterior:
             names = list(file.groups)
     except OSError as error:
         raise ValueError(f"{path} is not a NetCDF file: {error}") from None
+    if "posterior" not in names and "sample_stats" in names:
+        raise ValueError(f"{path} holds no weights, only what its sampler reported: the run was made with "
+                         "--no-weights. Its flow has φ and the loss; for more, run it again with weights")
     if "posterior" not in names:
         raise ValueError(f"{path} has no group 'posterior'; its groups are {', '.join(names) or 'none'}")
 
@@ -138,6 +141,11 @@ def load_posterior(path: str | Path) -> Posterior:
 
     epochs = sorted(int(n.split("_")[1]) for n in names if n.startswith("history_") and n.endswith("_posterior"))
     return read("").replace(history={epoch: read(f"history_{epoch}_") for epoch in epochs})
+
+
+def drop_weights(path: Path) -> None:
+    """Leave only what the sampler reported in a posterior's file."""
+    write_datasets(path, {"sample_stats": read_dataset(path, "sample_stats")})
 
 
 # -- runs -----------------------------------------------------------------------------------------------------
@@ -227,6 +235,17 @@ class Run:
         characteristic input. Λ is per datum.
         """
         return self._read(self.file("flow"), read_dataset)
+
+    @cached_property
+    def spectra(self) -> dict[str, xr.Dataset]:
+        """Sloppiness spectrum of each method's metric, for `plots.spectrum`; of runs that kept it."""
+        found = {}
+        for method in self.methods:
+            with h5netcdf.File(self._read(self.file("flow", method), lambda path: path), "r") as file:
+                held = "spectrum" in file.groups
+            if held:
+                found[method] = read_dataset(self.file("flow", method), "spectrum")
+        return found
 
     @cached_property
     def data(self) -> xr.Dataset:

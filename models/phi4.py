@@ -133,7 +133,7 @@ def extras(run, flows):
             run.couplings, "quartic", ax=figures["running"].subplots(), reference=settings.coupling - float(end),
             reference_label=rf"$\lambda$ + that of the free network, {settings.coupling:g} − {float(end):.2g}")
         ax.axhline(-float(end), color=plots.INK, linestyle="-.", linewidth=1.0, label="the free network's")
-        figures["marginals"] = plots.edgeworth_marginals(phi, names=names)
+        figures["marginals"] = plots.edgeworth_marginals(phi, points=range(len(names)), names=names)
     return {**figures, "phi4": table}
 
 

@@ -289,3 +289,12 @@ def test_wrong_files(tmp_path, content, message):
         load_experiment(path)
     with pytest.raises(ValueError, match="is a directory"):
         load_experiment(tmp_path)
+
+
+def test_weights_need_not_stay_on_disk(run, tmp_path):
+    bare = EXPERIMENT.run(tmp_path / "bare", progress_bar=False, keep_weights=False)
+    assert bare.file("posterior").stat().st_size < run.file("posterior").stat().st_size
+    xr.testing.assert_identical(brg.load_run(bare.path).flow.drop_attrs(), run.flow.drop_attrs())
+    with pytest.raises(ValueError, match="holds no weights.*--no-weights"):
+        _ = brg.load_run(bare.path).posterior
+    assert EXPERIMENT.run(bare.path, progress_bar=False).finished  # nothing is run again

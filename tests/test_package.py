@@ -16,14 +16,15 @@ PACKAGE = ROOT / "bayes_brg"
 
 # Each module may import from its own level and from those below.
 LEVELS = [
-    {"_checks", "_map", "_errors", "_settings", "_tensors", "likelihoods"},
+    {"_checks", "_map", "_errors", "_provenance", "_settings", "_tensors", "likelihoods"},
     {"model", "networks", "posterior", "output_fisher", "_draws", "_cumulants", "_streaming"},
-    {"_geometry", "_metric", "_spectrum", "fisher"},
+    {"_geometry", "_metric", "_spectrum", "_sloppiness", "fisher"},
     {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
     {"_member", "flow", "_jeffreys", "stepwise", "pruning", "action", "deform", "closed_form"},
-    {"arviz_bridge", "diagnostics", "_compare", "_sides", "_distances", "_sbc", "_scores", "plots", "store"},
+    {"arviz_bridge", "diagnostics", "_compare", "_sides", "_distances", "_sbc", "_scores",
+     "plots", "store", "_page"},
     {"experiment"},
-    {"tables"},
+    {"report", "tables"},
     {"cli"},
 ]
 

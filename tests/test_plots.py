@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bayes_brg import plots
 from bayes_brg.flow import CriticalScale
+from bayes_brg.plots.style import _power
 
 CUTOFFS = np.array([0, 0.01, 0.1, 1, 10])
 
@@ -97,7 +98,7 @@ def test_distributions_on_either_side(critical, shown):
     titles = [ax.get_legend().get_title().get_text() for ax in figure.axes]
     assert isinstance(figure, Figure) and len(titles) == 4
     for title, scale in zip(titles, shown, strict=True):
-        assert plots._power(scale) in title
+        assert _power(scale) in title
         if critical and np.isfinite(critical[0]):
             assert ("below" in title) == (scale < 0.5)
 
