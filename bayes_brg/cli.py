@@ -69,14 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
 
-    _compare_parser(commands)
-
     page = commands.add_parser("report", help="write one HTML page about a run")
     page.add_argument("run", metavar="RUN", help="a run directory")
     page.add_argument("--out", metavar="FILE", help="the file to write (default: RUN/report.html)")
     page.add_argument("--experiment", metavar="FILE", help="the file that declares the run's experiment: for the "
                       "calibration of NumPyro models of your own, and the spectrum of older runs")
     page.set_defaults(command=_report)
+    _compare_parser(commands)
 
     info = commands.add_parser("info", help="versions, or what a run contains")
     info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
@@ -107,6 +106,12 @@ def _run(arguments: argparse.Namespace) -> None:
                          keep_weights=not arguments.no_weights)
     if not arguments.quiet:
         print(report(run))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .report import report as write
+
+    print(write(arguments.run, arguments.out, experiment=arguments.experiment))
 
 
 def _compare_parser(commands) -> None:
@@ -172,12 +177,6 @@ def _run_and_method(text: str):
     if method not in run.methods:
         raise ValueError(f"{run.path} has no method {method!r}; its methods are {', '.join(run.methods)}")
     return run, method
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from .report import report as write
-
-    print(write(arguments.run, arguments.out, experiment=arguments.experiment))
 
 
 def _info(arguments: argparse.Namespace) -> None:

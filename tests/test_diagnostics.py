@@ -404,6 +404,17 @@ def test_compare_other_models():
     assert "conservative" in str(found)
 
 
+def test_independent_draws_are_not_judged_by_rhat():
+    """The worst R-hat of many outputs of independent draws is above 1.01 by chance; of chains that is a fault."""
+    draws = np.random.default_rng(0).normal(size=(4, 120, 300, 1))
+    net = brg.mlp((), likelihood=brg.gaussian(1.0))
+    x = np.eye(300)
+    verdicts = [brg.diagnostics.convergence(net, brg.Posterior({"w0": jnp.asarray(draws)}, stats), x)
+                for stats in ({}, {"independent": True})]
+    assert not verdicts[0] and "R-hat is" in verdicts[0].reason
+    assert "R-hat" not in verdicts[1].reason and "independent" in verdicts[1].reason
+
+
 def test_a_stepwise_flow_is_compared_at_its_own_cutoffs():
     """With one metric throughout, stepping is the same flow (both take one key): no difference, equal numbers."""
     scales = [0.3, 3.0, 30.0]
@@ -454,14 +465,3 @@ def test_a_deep_ensemble_against_nuts():
     assert relative[0] > 3 * relative[-1], str(found)
     gap, error = (d[f"log_predictive_density_difference{s}"].values[-1] for s in ("", "_mcse"))
     assert abs(gap) < 4 * error
-
-
-def test_independent_draws_are_not_judged_by_rhat():
-    """The worst R-hat of many outputs of independent draws is above 1.01 by chance; of chains that is a fault."""
-    draws = np.random.default_rng(0).normal(size=(4, 120, 300, 1))
-    net = brg.mlp((), likelihood=brg.gaussian(1.0))
-    x = np.eye(300)
-    verdicts = [brg.diagnostics.convergence(net, brg.Posterior({"w0": jnp.asarray(draws)}, stats), x)
-                for stats in ({}, {"independent": True})]
-    assert not verdicts[0] and "R-hat is" in verdicts[0].reason
-    assert "R-hat" not in verdicts[1].reason and "independent" in verdicts[1].reason
