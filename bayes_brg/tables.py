@@ -16,6 +16,8 @@ import pandas as pd
 from ._checks import check_key
 from .diagnostics import scores
 from .experiment import Data, Experiment
+from .inference.choose import sample
+from .inference.ensemble import ensemble
 from .inference.gaussian import map_estimate
 from .posterior import Posterior
 
@@ -186,10 +188,20 @@ def _frame_of_npz(path: Path, target: str) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(held), target
 
 
+def _sample(model, x, y, key, settings):
+    return sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
+
+
+def _ensemble(model, x, y, key, settings):
+    return ensemble(model, x, y, key=key, num_members=settings.num_members, train="all", objective="randomized_map",
+                    optimizer="adam", learning_rate=0.01, num_epochs=settings.num_epochs)
+
+
 # -- an experiment on a table ---------------------------------------------------------------------------------
 def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any, Table], Any],
-                     infer: Mapping[str, Callable[..., Posterior]], *, classes: bool, settings: Mapping[str, Any],
-                     metric: Any = None, flow: Any = None, couplings: int = 0) -> Experiment:
+                     infer: Mapping[str, Callable[..., Posterior]] | None = None, *, classes: bool,
+                     settings: Mapping[str, Any], metric: Any = None, flow: Any = None, couplings: int = 0
+                     ) -> Experiment:
     """An experiment on real data, in whose place a user's table can be put.
 
     ``bayes-brg run FILE --data file.csv --target column`` sets the settings ``data`` and ``target``, which it has
@@ -204,7 +216,10 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
         ``table()`` returns the bundled `Table`.
     model : callable
         ``model(settings, table)`` returns the network; ``table.x`` and ``table.classes`` say its sizes.
-    infer, metric, flow, couplings
+    infer : mapping of str to callable, optional
+        As in `Experiment`; default: all weights by the default method of `sample` (settings ``num_warmup``,
+        ``num_samples``), and a randomised-MAP `ensemble` trained by Adam (``num_members``, ``num_epochs``).
+    metric, flow, couplings
         As in `Experiment`.
     classes : bool
         Whether targets are labels.
@@ -240,7 +255,8 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
         from . import plots  # matplotlib is imported when it is needed
         return {"scores": pd.DataFrame(rows), "calibration": plots.calibration_curve(found).get_figure()}
 
-    experiment = Experiment(name=name, model=network, data=data, probe=None, infer=infer, metric=metric or {},
+    experiment = Experiment(name=name, model=network, data=data, probe=None,
+                            infer=infer or {"sample": _sample, "ensemble": _ensemble}, metric=metric or {},
                             flow=flow or {}, couplings=couplings, extras=extras,
                             settings={"data": "", "target": "", "num_train": 0, **settings})
     return experiment

@@ -24,17 +24,7 @@ def model(settings, table):
     return brg.mlp((settings.width,), activation="tanh", bias_std=1.0, likelihood=brg.bernoulli())
 
 
-def sample(model, x, y, key, settings):
-    return brg.sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
-
-
-def ensemble(model, x, y, key, settings):
-    return brg.ensemble(model, x, y, key=key, num_members=settings.num_members, train="all",
-                        objective="randomized_map", optimizer="adam", learning_rate=0.01,
-                        num_epochs=settings.num_epochs)
-
-
 experiment = brg.table_experiment(
-    "breast_cancer", table, model, {"sample": sample, "ensemble": ensemble}, classes=True, couplings=2,
+    "breast_cancer", table, model, classes=True, couplings=2,
     settings={"width": 16, "num_warmup": 300, "num_samples": 300, "num_members": 100, "num_epochs": 500, "seed": 0},
 )

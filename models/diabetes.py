@@ -21,18 +21,8 @@ def model(settings, table):
     return brg.mlp((settings.width,), activation="tanh", bias_std=1.0, likelihood=brg.gaussian(settings.noise))
 
 
-def sample(model, x, y, key, settings):
-    return brg.sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
-
-
-def ensemble(model, x, y, key, settings):
-    return brg.ensemble(model, x, y, key=key, num_members=settings.num_members, train="all",
-                        objective="randomized_map", optimizer="adam", learning_rate=0.01,
-                        num_epochs=settings.num_epochs)
-
-
 experiment = brg.table_experiment(
-    "diabetes", table, model, {"sample": sample, "ensemble": ensemble}, classes=False, couplings=2,
+    "diabetes", table, model, classes=False, couplings=2,
     settings={"width": 50, "noise": 0.7, "num_warmup": 500, "num_samples": 500, "num_members": 100,
               "num_epochs": 1000, "seed": 0},
 )
