@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Any
 
@@ -87,8 +88,8 @@ class Stored:
 
     @cached_property
     def independent(self) -> bool:
-        posterior = store.load_posterior(self.run.file("posterior", self.label))
-        return bool(np.all(posterior.stats.get("independent", False)))
+        scalars = store.read_dataset(self.run.file("posterior", self.label), "sample_stats").attrs.get("scalars", "{}")
+        return bool(json.loads(scalars).get("independent", False))
 
     def _at(self, scales: np.ndarray) -> np.ndarray:
         return np.abs(self.cutoffs - np.asarray(scales, float)[:, None]).argmin(axis=1)

@@ -152,6 +152,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     else:
         from .experiment import load_experiment
         experiment = load_experiment(arguments.experiment)
+        for run, method in pair:
+            if diverged := int(run.read_flow(method)["diverged"].sum()):
+                raise ValueError(f"{diverged} members of {method!r} in {run.path} diverged, and flows made anew "
+                                 "hold all members; leave --experiment out")
         flows = [experiment.flow_of(run, method) for run, method in pair]
         found = compare(flows[0], flows[1], first.data["x_test"].values, first.data["y_test"].values, labels=labels,
                         progress_bar=not arguments.quiet)

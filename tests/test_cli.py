@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
 import bayes_brg as brg
 from bayes_brg.cli import main
@@ -43,6 +45,72 @@ def test_info_of_a_run(run_dir, capsys):
     assert main(["info", str(run_dir)]) == 0
     out = capsys.readouterr().out
     assert "wide_relu" in out and "num_members=24" in out and "flow_readout.nc" in out
+
+
+def test_compare_two_methods_of_a_run(run_dir, capsys, tmp_path):
+    """From the files alone: the same as the flows themselves say, and nothing in the run is touched."""
+    assert main(["compare", str(run_dir), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("ensemble against readout: ") and "critical scale of readout" in out
+    names = {f"ensemble_readout.{end}" for end in ("csv", "nc", "png")}
+    assert {p.name for p in tmp_path.iterdir()} == names and all(name in out for name in names)
+    table, stored = pd.read_csv(tmp_path / "ensemble_readout.csv"), xr.open_dataset(tmp_path / "ensemble_readout.nc")
+    run, experiment = brg.load_run(run_dir), brg.load_experiment(WIDE)
+    np.testing.assert_array_equal(table["cutoff"], run.flow["cutoff"])
+    assert stored.attrs["shared_key"] == 1 and stored.sizes["mesh"] == 30
+    x, y = run.data["x_test"].values, run.data["y_test"].values
+    kept = ~run.flow["diverged"].values  # one member is not: it takes no part
+    assert kept.sum() == 23
+    squares = (run.flow["phi"].isel(cutoff=0, point=slice(30)).values[kept] - y) ** 2
+    by_hand = np.log(np.mean(np.exp(-0.5 * squares - 0.5 * np.log(2 * np.pi)), axis=0)).mean()
+    assert float(stored["log_predictive_density"][0, 0]) == pytest.approx(by_hand, rel=1e-4)
+    flow = experiment.flow_of(run, "readout")
+    both = brg.compare(flow, (run, "readout"), labels=("made", "stored"))  # the same draws twice
+    lpd, critical = both.dataset["log_predictive_density"], both.dataset["critical_scale"]
+    np.testing.assert_allclose(lpd[0], lpd[1], rtol=1e-4)
+    np.testing.assert_allclose(lpd[1], stored["log_predictive_density"][1], rtol=1e-6)
+    assert float(critical[0]) == pytest.approx(float(critical[1]), rel=1e-3)
+    assert both.dataset.attrs["shared_key"] and not both.differs and both.dataset["energy"].max() < 1e-2
+    with pytest.raises(ValueError, match="x is not the held-out data"):
+        brg.compare(run, (run, "readout"), x + 1, y)
+    with pytest.raises(ValueError, match="leave mesh out"):
+        brg.compare(run, (run, "readout"), mesh=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="needs held-out data"):
+        brg.compare(flow, flow)
+
+
+def test_compare_two_runs(run_dir, capsys, tmp_path):
+    """The data of runs follow from their seeds; one trained longer has the same data and other draws."""
+    other, third = str(tmp_path / "other"), str(tmp_path / "third")
+    settings = [s for s in SMALL if not s.startswith("num_epochs")]
+    assert main(["run", WIDE, "--out", other, "--quiet", "--no-weights", "--set", *settings, "num_epochs=25"]) == 0
+    assert main(["compare", f"{run_dir}:readout", f"{other}:readout", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    table = pd.read_csv(run_dir / "comparisons" / "wide-readout_other-readout.csv")
+    assert not table["differs"].any() and (table["energy"] < 1e-2).all()  # its draws do not depend on the epochs
+    assert main(["run", WIDE, "--out", third, "--quiet", "--set", *SMALL, "seed=1"]) == 0
+    assert main(["compare", other, third]) == 2
+    assert "have other held-out data; compare runs of the same data" in capsys.readouterr().err
+    for arguments, message in (
+        ([f"{other}:readout"], "name two"), ([f"{other}:nuts", third], "no method 'nuts'"),
+        ([other, other], "both are ensemble"), ([other, third, third], "one or two runs"), (["nowhere"], "no such run"),
+    ):
+        assert main(["compare", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+
+
+def test_compare_a_model_of_ones_own(capsys, tmp_path):
+    """A NumPyro model's likelihood is not in the files: they ask for the file that declares it, and go on with it."""
+    coin, run = str(ROOT / "models" / "coin.py"), str(tmp_path / "coin")
+    assert main(["run", coin, "--out", run, "--quiet", "--set", "num_samples=100"]) == 0
+    methods = brg.load_run(run).methods
+    pair = [f"{run}:{m}" for m in methods[:2]]
+    assert main(["compare", *pair]) == 2
+    assert "--experiment FILE" in capsys.readouterr().err
+    assert main(["compare", *pair, "--experiment", coin]) == 0
+    out = capsys.readouterr().out
+    assert "no difference found" in out and " against " in out
 
 
 def test_info_gives_versions(capsys):
