@@ -69,6 +69,7 @@ def test_a_failing_cell_fails(tmp_path):
         as_script(broken, "small", tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_in_a_kernel(monkeypatch):
     outputs = as_notebook(next(p for p in NOTEBOOKS if p.stem.startswith("03")), "small", monkeypatch)
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 2
