@@ -5,6 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import bayes_brg as brg
@@ -95,3 +96,55 @@ def test_coin():
         prior = np.asarray(flow.at(4.8).samples["theta"])
         assert prior.mean() == pytest.approx(0.5, abs=4 * np.sqrt(1 / 12 / 2000))
         assert flow.predict(data.x[:1]).values[0].ravel() == pytest.approx(theta.ravel())
+
+
+# -- real tables ----------------------------------------------------------------------------------------------
+TABLES = {  # settings at which each runs in seconds
+    "diabetes": {"width": 3, "num_train": 40, "num_warmup": 10, "num_samples": 40, "num_members": 40, "num_epochs": 10},
+    "breast_cancer": {"width": 2, "num_train": 40, "num_warmup": 20, "num_samples": 40, "num_members": 40,
+                      "num_epochs": 10},
+    "digits": {"width": 2, "num_train": 40, "num_warmup": 10, "num_samples": 40, "num_members": 40, "num_epochs": 10},
+}
+ELSEWHERE = {"coin": "test_models", "wide_relu": "test_cli", "cosnet": "test_cosnet_model", "phi4": "test_field_models",
+             "finite_width": "test_field_models", "deep_relu": "test_field_models"}
+
+
+def test_every_model_is_run_by_a_test():
+    assert {p.stem for p in MODELS.glob("*.py")} == {*TABLES, *ELSEWHERE}
+    for model, file in ELSEWHERE.items():
+        assert model in (MODELS.parent / "tests" / f"{file}.py").read_text()
+
+
+def run_table(name, out, settings):
+    """Run it; the scores of its methods, after what must hold at any size."""
+    file = MODELS / f"{name}.py"
+    run = brg.load_experiment(file).run(out, settings, progress_bar=False, source=file)
+    assert run.finished and "calibration" in run.figures
+    scores = pd.read_csv(out / "scores.csv").set_index("method")
+    assert list(scores.index) == [*run.methods, "map"] and np.isfinite(scores.to_numpy()).all()
+    experiment = brg.load_experiment(file)
+    net = experiment.model(experiment.with_settings(run.settings))
+    for method, flow in run.flows.items():
+        assert np.isfinite(flow["phi"]).all() and not flow["diverged"].any()
+        density = brg.diagnostics.scores(net, run.posteriors[method], run.data["x_test"].values,
+                                         run.data["y_test"].values)
+        assert scores["mean_log_predictive_density"][method] == pytest.approx(
+            float(density.dataset["mean_log_predictive_density"]), rel=1e-5)
+    return scores
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.filterwarnings("ignore:.*standard errors rest on")
+def test_tables(name, tmp_path):
+    run_table(name, tmp_path / name, TABLES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_at_full_size(name, tmp_path):
+    """On data not seen, averaging over the posterior is no worse than its most probable network: 3 standard errors."""
+    scores = run_table(name, tmp_path / name, {})
+    measure, sign = ("rmse", -1) if name == "diabetes" else ("accuracy", 1)
+    for method in scores.index[:-1]:
+        lead = sign * (scores[measure][method] - scores[measure]["map"])
+        assert lead > -3 * np.hypot(scores[f"{measure}_sem"][method], scores[f"{measure}_sem"]["map"]), method
