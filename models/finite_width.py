@@ -28,7 +28,7 @@ import bayes_brg as brg
 from bayes_brg import plots, theory
 
 MESH = np.array([[1.0], [0.5]])
-BATCH = 5_000  # networks at once, and a block of the jackknife
+BATCH = 5_000  # networks at once, and a block of the jackknife, of which there are ten at least
 # Law of a readout weight: E w³/(E w²)^{3/2} and E w⁴/(E w²)².
 LAWS = {"gaussian": (0.0, 3.0), "uniform": (0.0, 9 / 5), "exponential": (2.0, 9.0)}
 
@@ -66,8 +66,9 @@ def predicted(law, width, points):
 def measured(law, width, num_draws, key, outputs=4):
     """Cumulants of prior draws, in blocks. Outputs of one network share its features, and each obeys the same law."""
     net, blocks = network(width, law, outputs), []
-    for number in range(-(-num_draws // BATCH)):
-        draws = brg.prior(net, MESH, key=jax.random.fold_in(key, number), num_samples=BATCH)
+    batch = min(BATCH, -(-num_draws // 10))
+    for number in range(-(-num_draws // batch)):
+        draws = brg.prior(net, MESH, key=jax.random.fold_in(key, number), num_samples=batch)
         phi = np.asarray(brg.predict(net, draws, MESH, progress_bar=False))
         # One block holds all outputs of its networks, so that the jackknife sees what they share.
         phi = np.moveaxis(phi, -1, 0).reshape(-1, len(MESH))
