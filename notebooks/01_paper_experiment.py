@@ -109,36 +109,26 @@ print(f"At Λ = {below:g}, the last cutoff below Λ_C, {1 - float(flow['stiff_fr
 # the stiffest weight, since many weights pull together.
 
 # %%
-def part(run, start):
-    """Every second member of the run's ensemble, without those that diverged."""
-    good = np.flatnonzero(~run.flow["diverged"].values.ravel())[start::2]
-    samples = {site: v[good][None] for site, v in run.posterior.flat().items()}
-    return brg.Posterior(samples, {"independent": True}, run.posterior.method, run.posterior.trained)
+def part(posterior, good, start):
+    """Every second of the good members."""
+    samples = {site: v[np.flatnonzero(good)[start::2]][None] for site, v in posterior.flat().items()}
+    return brg.Posterior(samples, {"independent": True}, posterior.method, posterior.trained)
 
 
-def both_flows(experiment, run, num_cutoffs):
+def both_flows(model, posterior, good, probe, num_cutoffs):
     """Flows in the weights and in the eigenmodes, each of its own half of the members, on common cutoffs.
 
     Halves and keys of their own make the two flows independent, which the tests between them need.
     """
-    model = experiment.model(experiment.with_settings(run.settings))
-    posteriors = {"weights": part(run, 0), "eigenmodes": part(run, 1)}
-    probe = run.data["x_probe"].values
-    metrics = {name: brg.fisher(model, posterior, probe, kind=kind, progress_bar=False)
-               for (name, posterior), kind in zip(posteriors.items(), ("diagonal", "full"), strict=True)}
-    schedules = {name: brg.cutoffs(metric, num=num_cutoffs) for name, metric in metrics.items()}
-    top = max(s[-1] for s in schedules.values())
-    low = min(s[1] for s in schedules.values())
+    posteriors = {"weights": part(posterior, good, 0), "eigenmodes": part(posterior, good, 1)}
+    metrics = {name: brg.fisher(model, half, probe, kind=kind, progress_bar=False)
+               for (name, half), kind in zip(posteriors.items(), ("diagonal", "full"), strict=True)}
+    schedules = [brg.cutoffs(metric) for metric in metrics.values()]
+    low, top = min(s[1] for s in schedules), max(s[-1] for s in schedules)
     cutoffs = np.concatenate([[0.0], np.geomspace(low, top, num_cutoffs - 1)])
     keys = jax.random.split(jax.random.key(1), 2)
     return {name: brg.renormalize(model, posteriors[name], metric, cutoffs=cutoffs, key=key)
             for (name, metric), key in zip(metrics.items(), keys, strict=True)}
-
-
-def loss_and_scale(flows, run):
-    x, y = run.data["x_test"].values, run.data["y_test"].values
-    losses = {name: f.loss(x, y, progress_bar=False) for name, f in flows.items()}
-    return losses, {name: brg.critical_scale(loss) for name, loss in losses.items()}
 
 
 def table(flows, losses, compared):
@@ -194,37 +184,36 @@ def told(flows, losses, critical, compared):
     print(f"Energy distance: {compared.verdict}.")
 
 
-def contrast(experiment, run, num_cutoffs=6 if SMALL else 16):
-    flows = both_flows(experiment, run, num_cutoffs)
-    losses, critical = loss_and_scale(flows, run)
-    compared = brg.compare(*flows.values(), run.data["x_test"].values, run.data["y_test"].values,
-                           labels=list(flows), cutoffs="shared", num_permutations=199 if SMALL else 999,
-                           progress_bar=False)
-    return flows, losses, critical, compared
+def contrast(model, posterior, good, probe, x_test, y_test, num_cutoffs=6 if SMALL else 16):
+    flows = both_flows(model, posterior, good, probe, num_cutoffs)
+    losses = {name: f.loss(x_test, y_test, progress_bar=False) for name, f in flows.items()}
+    critical = {name: brg.critical_scale(loss) for name, loss in losses.items()}
+    compared = brg.compare(*flows.values(), x_test, y_test, labels=list(flows), cutoffs="shared",
+                           num_permutations=199 if SMALL else 999, progress_bar=False)
+    print(table(flows, losses, compared).to_string(index=False, float_format="{:.4g}".format))
+    told(flows, losses, critical, compared)
+    return draw(flows, losses, critical, compared)
 
 
 # %% [markdown]
 # ### The wide network
 
 # %%
-found = contrast(wide, run)
-print(table(*[found[i] for i in (0, 1, 3)]).to_string(index=False, float_format="{:.4g}".format))
-told(*found)
-fig = draw(*found)
+fig = contrast(wide.model(wide.with_settings(WIDE)), run.posterior, kept.values.ravel(), run.data["x_probe"].values,
+               run.data["x_test"].values, run.data["y_test"].values)
 
 # %% [markdown]
 # ### A deep network, all of whose weights learn
 #
-# `models/deep_relu.py`: three hidden layers, randomised-MAP members.
+# `models/deep_relu.py`: three hidden layers, randomised-MAP members. An experiment's parts can be called one by one.
 
 # %%
 deep = brg.load_experiment(MODELS / "deep_relu.py")
-deep.run(RUNS / "deep_relu", DEEP, progress_bar=False)
-deep_run = brg.load_run(RUNS / "deep_relu")
-found_deep = contrast(deep, deep_run)
-print(table(*[found_deep[i] for i in (0, 1, 3)]).to_string(index=False, float_format="{:.4g}".format))
-told(*found_deep)
-fig = draw(*found_deep)
+settings = deep.with_settings(DEEP)
+keys = jax.random.split(jax.random.key(0), 3)
+model, data, probe = deep.model(settings), deep.data(settings, keys[0]), deep.probe(settings, keys[1])
+posterior = deep.infer["ensemble"](model, data.x, data.y, keys[2], settings)
+fig = contrast(model, posterior, ~np.asarray(posterior.stats["diverged"]).ravel(), probe, data.x_test, data.y_test)
 
 # %% [markdown]
 # **What it means.** The first panel compares at equal Λ, the second at an equal number of directions kept; only the
