@@ -1,5 +1,7 @@
 """The command line: what it prints, where it writes, and that an error is one line."""
 
+import contextlib
+import io
 import pathlib
 import subprocess
 import sys
@@ -18,13 +20,21 @@ SMALL = ["num_members=24", "width=32", "num_train=40", "num_test=30", "num_probe
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cli") / "wide"
+def finished(tmp_path_factory):
+    """A run's directory, and what the command printed."""
+    path, out = tmp_path_factory.mktemp("cli") / "wide", io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["run", WIDE, "--out", str(path), "--set", *SMALL]) == 0
+    return path, out.getvalue()
 
 
-def test_run_ends_with_the_table_and_the_critical_scale(run_dir, capsys):
-    assert main(["run", WIDE, "--out", str(run_dir), "--set", *SMALL]) == 0
-    out = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def run_dir(finished):
+    return finished[0]
+
+
+def test_run_ends_with_the_table_and_the_critical_scale(finished):
+    run_dir, out = finished
     run = brg.load_run(run_dir)
     assert run.finished and run.settings["num_members"] == 24
     first = next(line for line in out.splitlines() if line.split()[:2] == ["0", "0"])
