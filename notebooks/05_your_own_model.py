@@ -2,9 +2,9 @@
 # # Your own model, your own data
 #
 # **Question.** You have a NumPyro model and a table, and have never heard of this package. What has to be changed? One
-# line at most: a model is any callable `model(x, y)`, with `y=None` allowed. This notebook takes NumPyro's own
-# Bayesian-neural-network example as it stands, and then a Flax module, through everything: fit, Fisher metric, flow,
-# cumulants, report.
+# line at most: a model is any callable `model(x, y)`, with `y=None` allowed. This notebook takes a network written as
+# NumPyro's own Bayesian-neural-network example writes it, and then a Flax module, through everything: fit, Fisher
+# metric, flow, cumulants, report.
 
 # %%
 import os
@@ -57,50 +57,20 @@ y, y_test = (jnp.asarray(part, jnp.float32)[:, None] for part in (targets[:45], 
 # %% [markdown]
 # ## A model written by others
 #
-# The next cell is the model of `examples/bnn.py` in NumPyro, names and all: two hidden layers, and a noise that is
+# The next cell is a model in the manner of NumPyro's `examples/bnn.py`: its sites, its arguments, its noise that is
 # inferred. It takes the hidden size as a third argument; binding it is the one line of adaptation.
 
 # %%
-# the non-linearity we use in our neural network
-def nonlin(x):
-    return jnp.tanh(x)
-
-
-# a two-layer bayesian neural network with computational flow
-# given by D_X => D_H => D_H => D_Y where D_H is the number of
-# hidden units. (note we indicate tensor dimensions in the comments)
 def model(X, Y, D_H, D_Y=1):
-    N, D_X = X.shape
-
-    # sample first layer (we put unit normal priors on all weights)
-    w1 = numpyro.sample("w1", dist.Normal(jnp.zeros((D_X, D_H)), jnp.ones((D_X, D_H))))
-    assert w1.shape == (D_X, D_H)
-    z1 = nonlin(jnp.matmul(X, w1))  # <= first layer of activations
-    assert z1.shape == (N, D_H)
-
-    # sample second layer
-    w2 = numpyro.sample("w2", dist.Normal(jnp.zeros((D_H, D_H)), jnp.ones((D_H, D_H))))
-    assert w2.shape == (D_H, D_H)
-    z2 = nonlin(jnp.matmul(z1, w2))  # <= second layer of activations
-    assert z2.shape == (N, D_H)
-
-    # sample final layer of weights and neural network output
-    w3 = numpyro.sample("w3", dist.Normal(jnp.zeros((D_H, D_Y)), jnp.ones((D_H, D_Y))))
-    assert w3.shape == (D_H, D_Y)
-    z3 = jnp.matmul(z2, w3)  # <= output of the neural network
-    assert z3.shape == (N, D_Y)
-
-    if Y is not None:
-        assert z3.shape == Y.shape
-
-    # we put a prior on the observation noise
+    """Two hidden layers of D_H tanh units, unit normal weights, Gamma-distributed precision of the noise."""
+    sizes = (X.shape[1], D_H, D_H, D_Y)
+    z = X
+    for layer, shape in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        w = numpyro.sample(f"w{layer}", dist.Normal(jnp.zeros(shape), jnp.ones(shape)))
+        z = (jnp.tanh(z) if layer > 1 else z) @ w
     prec_obs = numpyro.sample("prec_obs", dist.Gamma(3.0, 1.0))
-    sigma_obs = 1.0 / jnp.sqrt(prec_obs)
-
-    # observe data
-    with numpyro.plate("data", N):
-        # note we use to_event(1) because each Y has shape (1,)
-        numpyro.sample("Y", dist.Normal(z3, sigma_obs).to_event(1), obs=Y)
+    with numpyro.plate("data", X.shape[0]):
+        numpyro.sample("Y", dist.Normal(z, 1 / jnp.sqrt(prec_obs)).to_event(1), obs=Y)
 
 
 # %%
