@@ -118,8 +118,8 @@ class Table:
         y: np.ndarray = self.y
         if not self.classes:
             if np.ptp(self.y[rows]) == 0:
-                raise ValueError(f"target {self.target!r} is {self.y[rows][0]:g} in all {train} training rows; there is "
-                                 "nothing to learn from them")
+                raise ValueError(f"target {self.target!r} is {self.y[rows][0]:g} in all {train} training rows; there "
+                                 "is nothing to learn from them")
             y = ((self.y - self.y[rows].mean()) / self.y[rows].std())[:, None]
         dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
         x, y = x.astype(dtype), y.astype(int if self.classes else dtype)
@@ -204,8 +204,8 @@ def _frame_of_csv(path: Path) -> pd.DataFrame:
     if not first:
         raise ValueError("it has a header but no rows" if names else "it is empty")
     if len(first) != len(names):
-        raise ValueError(f"its header has {len(names)} names ({', '.join(names)}) but its first row {len(first)} values; "
-                         "give every column a name")
+        raise ValueError(f"its header has {len(names)} names ({', '.join(names)}) but its first row {len(first)} "
+                         "values; give every column a name")
     frame = pd.read_csv(path, encoding="utf-8-sig")
     frame.columns = names
     return frame
