@@ -182,8 +182,9 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1),
         top, below = axes[2 * column:2 * column + 2]
         _edgeworth_line(top, below, draws[:, p], weight, k.at(p), bins)
         below.set_xlabel(rf"$\phi$ at {title}")
-        if column:
-            top.get_legend().remove()
+        legend = top.get_legend()
+        if column and legend is not None:  # the series are the same in every panel
+            legend.remove()
     if len(points) > 1:
         _edgeworth_plane(axes[-1], draws[:, points[:2]], weight, k.at(points[:2]), bins, titles)
     return _figure(axes[0])
