@@ -17,7 +17,7 @@ from ._distances import CORRECTIONS, adjust, energy_distance, gaussian_wasserste
 from ._draws import Draws
 from ._errors import block_jackknife
 from ._map import quiet
-from ._scores import coverage, log_mean_exp, pit
+from ._scores import check_levels, coverage, log_mean_exp, pit
 from ._sides import Made, Side, Stored, same_data
 from .correlators import cumulants
 from .flow import Flow, check_cutoffs, critical_scale
@@ -173,19 +173,20 @@ def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] |
     Raises
     ------
     ValueError
-        For flows whose outputs differ in number, no shared cutoff, or too few permutations for `alpha`; for runs with
-        other held-out data, or whose likelihood is not known.
+        For flows whose outputs differ in number or in what they mean (likelihoods), no shared cutoff, or too few
+        permutations for `alpha`; for runs with other held-out data, or whose likelihood is not known.
 
     Notes
     -----
     Whether the laws differ is decided by the energy distance alone, Holm-corrected over cutoffs; the other columns
     say how. The metrics of the flows may differ; equal cutoffs then mean equal Fisher information under each flow's
-    own metric.
+    own metric. Each critical scale is that of the flow along all its own cutoffs, whichever are compared.
     """
     sides, x, y, keep = _sides(flow_a, flow_b, x, y, mesh)
     check_choice(correction, "correction", CORRECTIONS)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
+    probabilities = check_levels(levels)
     permutations = check_count(num_permutations, "num_permutations", 19)
     scales = _cutoffs(sides[0], sides[1], cutoffs)
     if (permutations + 1) * alpha <= len(scales):
@@ -202,7 +203,7 @@ def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] |
         if fields[0][0].values.shape[-1] != fields[1][0].values.shape[-1]:
             raise ValueError(f"the flows' outputs have {fields[0][0].values.shape[-1]} and "
                              f"{fields[1][0].values.shape[-1]} entries on the mesh; compare flows of one kind of model")
-        held = [_held_out(side, x, y, scales, levels, name_key(base, f"flow {i}"), progress_bar)
+        held = [_held_out(side, x, y, scales, probabilities, name_key(base, f"flow {i}"), progress_bar)
                 for i, side in enumerate(sides)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -217,7 +218,7 @@ def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] |
     data["differs"] = ("cutoff", data["energy_p_adjusted"][1] < alpha)
     size = fields[0][0].values.shape[-1]
     outputs = size // (num_points(x if mesh is None else mesh) if keep is None else len(keep))
-    coords = {"cutoff": scales, "flow": names, "level": list(levels), "cumulant": list(CUMULANTS),
+    coords = {"cutoff": scales, "flow": names, "level": probabilities, "cumulant": list(CUMULANTS),
               "mesh": np.arange(size), "mesh_point": ("mesh", np.arange(size) // outputs),
               "mesh_output": ("mesh", np.arange(size) % outputs)}
     shared = sides[0].stream == sides[1].stream
@@ -250,6 +251,10 @@ def _sides(flow_a: Any, flow_b: Any, x: Any, y: Any, mesh: Any) -> tuple[list[Si
         check_inputs(mesh, "mesh")
     sides: list[Side] = [Made(flow, x) if side is None else side
                          for flow, side in zip((flow_a, flow_b), stored, strict=True)]
+    kinds = [side.likelihood.name for side in sides if side.likelihood is not None]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"the flows' models have a {kinds[0]} and a {kinds[1]} likelihood, so their outputs mean "
+                         "different things; compare flows of one kind of model")
     keep = None
     if mesh is None and num_points(x) > MESH_POINTS:
         keep = np.linspace(0, num_points(x) - 1, MESH_POINTS).round().astype(int)
@@ -352,11 +357,11 @@ def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[f
     """Log predictive density (cutoff, datum), coverage (cutoff, level, datum) and critical scale of one flow."""
     targets = side.targets(y)
     flat = np.asarray(targets, np.float64).reshape(num_points(x), -1)
-    # A critical scale compares with Λ = 0.
-    start = scales if scales[0] == 0 else np.concatenate([[0.0], scales])
-    loss = side.loss(x, y, start, show)
+    # A critical scale compares with Λ = 0, and is the flow's own: not all of its cutoffs need be compared.
+    own = side.cutoffs if side.cutoffs[0] == 0 else np.concatenate([[0.0], side.cutoffs])
+    loss = side.loss(x, y, np.sort(np.concatenate([own, scales[~_near(scales, own).any(axis=1)]])), show)
     out: dict[str, Any] = {"lpd": [], "mcse": [], "covered": [], "critical": critical_scale(loss)}
-    size = max(1, NUMBERS_AT_ONCE // (loss.size // len(start) * flat.size))
+    size = max(1, NUMBERS_AT_ONCE // (loss.size // loss.sizes["cutoff"] * flat.size))
     for first in range(0, len(scales), size):
         along = side.phi(x, None, scales[first:first + size], show)
         for i, cutoff in enumerate(scales[first:first + size], first):

@@ -47,7 +47,7 @@ sub { font-size: 0.75em; line-height: 0; }
 th, td { padding: 5px 14px 5px 0; text-align: right; vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th:last-child, td:last-child { padding-right: 2px; }
-thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; }
+thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; white-space: normal; }
 tbody tr + tr td, tbody tr + tr th { border-top: 1px solid #ececec; }
 tbody th { font-weight: 500; }
 table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -98,7 +98,7 @@ class Section:
 
 def number(value: Any) -> str:
     """A number to four digits, – where there is none; text as it is."""
-    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
+    if value is None or value == "" or (isinstance(value, (float, np.floating)) and np.isnan(value)):
         return "–"
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"

@@ -268,12 +268,21 @@ def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins:
     return Scores(dataset, name, kind)
 
 
+def check_levels(levels: Any) -> list[float]:
+    """Probabilities of intervals, one or several, as a list."""
+    found = np.atleast_1d(np.asarray(levels, float)).tolist()
+    if not found:
+        raise ValueError("levels must be one probability or several, got none")
+    for level in found:
+        if not 0 < level < 1:
+            raise ValueError(f"levels must lie between 0 and 1, got {level}")
+    return found
+
+
 def score_table(law: dict[str, np.ndarray], y: np.ndarray, ll: np.ndarray, levels, num_bins: int,
                 max_draws: int) -> tuple[xr.Dataset, str, str]:
     """The Dataset of `Scores`, from components (draw, n, outputs), targets (n, outputs), log-likelihoods (draw, n)."""
-    for level in levels:
-        if not 0 < level < 1:
-            raise ValueError(f"levels must lie between 0 and 1, got {level}")
+    levels = check_levels(levels)
     classes = "classes" in law
     discrete = classes or "probs" in law
     lpd = log_mean_exp(ll, axis=0)

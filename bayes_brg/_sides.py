@@ -35,6 +35,7 @@ class Made:
         self.independent = bool(np.all(flow.posterior.stats.get("independent", False)))
         self.stream = _data(flow.key if isinstance(flow, Flow) else name_key(flow.key, "refill"))
         self.bound: BoundModel = flow.spec.bound if isinstance(flow, Flow) else bind(flow.model, x)
+        self.likelihood = self.bound.likelihood
 
     def phi(self, x, keep, scales, show):
         """φ (cutoff, chain, draw, point, output) at the inputs `x`, or those of them in `keep`."""

@@ -359,7 +359,7 @@ def _field(seen: _Seen) -> str:
     from . import plots
     from .plots.field import FIELD_FIGURES, FIELD_LABELS
 
-    if not seen.run.file("couplings").is_file():
+    if not seen.run.manifest.get("options", {}).get("couplings"):
         raise Missing("This experiment does not follow the field: give it Experiment(..., couplings=3), which keeps "
                       "the cumulants and the couplings of the action at three inputs along the flow.")
     tables = seen.run.couplings
@@ -469,6 +469,9 @@ def _extras(seen: _Seen) -> str:
     pictures = {k: v for k, v in run.figures.items() if k not in OWN_FIGURES}
     tables = [p for p in sorted(run.path.glob("*.csv")) if not p.stem.startswith(OWN_TABLES)]
     if not pictures and not tables:
+        if not run.finished:
+            raise Missing("What the experiment makes of its own comes last, and the run is not finished: run it again "
+                          "to go on")
         raise Missing("The experiment left no figures or tables of its own: Experiment(extras=...) makes them, some "
                       "only when a setting asks for it.")
     out = [html.paragraph("Figures and tables of this experiment's own; its file says what they show.")]

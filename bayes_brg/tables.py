@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,7 +84,7 @@ class Table:
         """Standardised `Data` with a held-out part.
 
         Inputs, and targets that are numbers, are brought to mean 0 and standard deviation 1 by the training rows
-        alone. Columns that are constant there are left at 0.
+        alone. Columns that are constant there are 0 in all rows.
 
         Parameters
         ----------
@@ -99,7 +102,7 @@ class Table:
         Raises
         ------
         ValueError
-            If there are too few rows.
+            If there are too few rows, or targets that are numbers are all the same in the training rows.
         """
         n = len(self.y)
         test = max(1, n // 4) if num_test is None else num_test
@@ -108,11 +111,16 @@ class Table:
             raise ValueError(f"the table has {n} rows: {test} to hold out leave {n - test} to learn from")
         order = np.asarray(jax.random.permutation(check_key(key), n))
         rows, held = order[test:test + train], order[:test]
-        mean, scale = self.x[rows].mean(0), self.x[rows].std(0)
-        x = (self.x - mean) / np.where(scale > 0, scale, 1.0)
+        # By its range: the standard deviation of a constant such as 0.1 is not 0 but its rounding.
+        varies = np.ptp(self.x[rows], axis=0) > 0
+        mean, scale = self.x[rows].mean(0), np.where(varies, self.x[rows].std(0), 1.0)
+        x = np.where(varies, (self.x - mean) / scale, 0.0)
         y: np.ndarray = self.y
         if not self.classes:
-            y = ((self.y - self.y[rows].mean()) / (self.y[rows].std() or 1.0))[:, None]
+            if np.ptp(self.y[rows]) == 0:
+                raise ValueError(f"target {self.target!r} is {self.y[rows][0]:g} in all {train} training rows; there "
+                                 "is nothing to learn from them")
+            y = ((self.y - self.y[rows].mean()) / self.y[rows].std())[:, None]
         dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
         x, y = x.astype(dtype), y.astype(int if self.classes else dtype)
         return Data(x[rows], y[rows], x[held], y[held])
@@ -124,8 +132,8 @@ def load_table(path: str | Path, target: str = "") -> Table:
     Parameters
     ----------
     path : str or Path
-        ``*.csv`` with a header, every column but the target an input; or ``*.npz`` with arrays ``x`` (n, dim) and
-        ``y`` (n,), or one array (n,) for each column.
+        ``*.csv`` with commas and a header, every column but the target an input; or ``*.npz`` with arrays ``x``
+        (n, dim) and ``y`` (n,) or (n, 1), or one array (n,) for each column.
     target : str
         The column to predict. Text there is taken as names of classes. It may be left out for an NPZ file with ``y``.
 
@@ -136,19 +144,22 @@ def load_table(path: str | Path, target: str = "") -> Table:
     Raises
     ------
     FileNotFoundError, ValueError
-        For no such file, another kind of file, no such column (the nearest is named), a column of text among the
-        inputs, or missing values, by column and row.
+        For no such file, another kind of file, other separators than commas, columns without a name or with the same
+        one, no such column (the nearest is named), a column of text among the inputs, or missing values, by column and
+        row (from 0, below the header).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix not in (".csv", ".npz"):
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".npz"):
         raise ValueError(f"{path} is neither .csv nor .npz; save the table as one of them")
     try:
-        frame, target = _frame_of_npz(path, target) if path.suffix == ".npz" else (pd.read_csv(path), target)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+        frame, target = _frame_of_npz(path, target) if kind == ".npz" else (_frame_of_csv(path), target)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; save it in that encoding") from None
+    except (OSError, ValueError, csv.Error) as error:  # pandas's parser errors are ValueErrors
         raise ValueError(f"{path} cannot be read as a table: {error}") from None
-    frame.columns = [str(c).strip() for c in frame.columns]
     if not target:
         raise ValueError(f"say which column of {path} is the target; its columns are {', '.join(frame.columns)}")
     if target not in frame.columns:
@@ -165,8 +176,9 @@ def load_table(path: str | Path, target: str = "") -> Table:
                              f"{len(frame)} rows); fill them in or drop the rows")
     for name in inputs.columns:
         if not pd.api.types.is_numeric_dtype(inputs[name]):
-            raise ValueError(f"column {name!r} of {path} holds text (row 0: {str(inputs[name].iloc[0])!r}); turn it "
-                             "into numbers (pandas.get_dummies for categories) or drop it")
+            row = int(pd.to_numeric(inputs[name], errors="coerce").isna().to_numpy().argmax())
+            raise ValueError(f"column {name!r} of {path} holds text (row {row}: {str(inputs[name].iloc[row])!r}); turn "
+                             "it into numbers (pandas.get_dummies for categories) or drop it")
     y, classes = frame[target], ()  # type: tuple[pd.Series, tuple]
     if not pd.api.types.is_numeric_dtype(y) or pd.api.types.is_bool_dtype(y):
         codes, names = pd.factorize(y, sort=True)
@@ -174,10 +186,41 @@ def load_table(path: str | Path, target: str = "") -> Table:
     return Table(inputs.to_numpy(float), y.to_numpy(), tuple(inputs.columns), target, classes)
 
 
+def _frame_of_csv(path: Path) -> pd.DataFrame:
+    # The header by itself: pandas renames columns of one name and of none, and takes a first column that the header
+    # does not count for row labels, which would move every value to another name.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file) if row)
+        names, first = [name.strip() for name in next(rows, [])], next(rows, [])
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise ValueError(f"its values are separated by {word}; save it with commas between them and points in "
+                             f"numbers, as pandas.read_csv(path, sep={separator!r}).to_csv(path, index=False) does")
+    if "" in names:
+        raise ValueError(f"column {names.index('')} has no name (is it an index that was saved along?); name it or "
+                         "drop it")
+    if twice := [n for n, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"several columns have the name {twice[0]!r}; rename or drop all but one")
+    if not first:
+        raise ValueError("it has a header but no rows" if names else "it is empty")
+    if len(first) != len(names):
+        raise ValueError(f"its header has {len(names)} names ({', '.join(names)}) but its first row {len(first)} "
+                         "values; give every column a name")
+    frame = pd.read_csv(path, encoding="utf-8-sig")
+    frame.columns = names
+    return frame
+
+
 def _frame_of_npz(path: Path, target: str) -> tuple[pd.DataFrame, str]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive of arrays; write it with numpy.savez")
     with np.load(path, allow_pickle=False) as arrays:
         held = {name: arrays[name] for name in arrays.files}
+    if imaginary := [name for name, v in held.items() if v.dtype.kind == "c"]:
+        raise ValueError(f"{imaginary[0]} holds complex numbers; give their parts as columns")
     if set(held) >= {"x", "y"} and held["x"].ndim == 2 and target in ("", "y"):
+        if held["y"].shape == (len(held["x"]), 1):
+            held["y"] = held["y"][:, 0]
         if held["y"].shape != held["x"].shape[:1]:
             raise ValueError(f"y has shape {held['y'].shape} but x has {held['x'].shape}")
         return pd.DataFrame({**{f"x{i}": c for i, c in enumerate(held["x"].T)}, "y": held["y"]}), "y"
@@ -232,6 +275,8 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
     """
     @lru_cache(maxsize=4)
     def read(path: str, target: str) -> Table:
+        if target and not path:
+            raise ValueError(f"target {target!r} is a column of no table; name its file, --data FILE")
         found = load_table(path, target) if path else table()
         return found.labelled() if classes else found.numeric()
 

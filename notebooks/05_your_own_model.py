@@ -48,10 +48,8 @@ pd.DataFrame({"angle": angle, "speed": speed, "day": rng.integers(1, 8, 60), "di
 
 table = brg.load_table(OUT / "throws.csv", "distance")
 print(f"{len(table.y)} rows; inputs {', '.join(table.columns)}; target {table.target}")
-inputs = (table.x - table.x.mean(0)) / table.x.std(0)
-targets = (table.y - table.y.mean()) / table.y.std()
-x, x_test = (jnp.asarray(part, jnp.float32) for part in (inputs[:45], inputs[45:]))
-y, y_test = (jnp.asarray(part, jnp.float32)[:, None] for part in (targets[:45], targets[45:]))
+data = table.split(jax.random.key(0))  # a quarter held out; standardised by the other rows alone
+x, y, x_test, y_test = data.x, data.y, data.x_test, data.y_test
 
 
 # %% [markdown]

@@ -377,10 +377,30 @@ def test_a_difference_is_found_and_located():
     plt.close("all")
     shared = diag.compare(a, b, X_NEW, Y_NEW, cutoffs="shared")
     assert shared.dataset["cutoff"].values.tolist() == scales[:3]
+    start = diag.compare(a, b, X_NEW, Y_NEW, cutoffs=[0.0], levels=0.8)
+    for one, flow in zip(start.dataset["critical_scale"].values, (a, b), strict=True):  # its own, whatever is compared
+        assert one == pytest.approx(flow.critical_scale(X_NEW, Y_NEW).value)
+    assert start.dataset["level"].values.tolist() == [0.8] and len(start.plot().axes) == 3
+    start.dataset["cumulant_z"][:] = np.nan  # as where φ is the same in all draws
+    start.plot()
+    plt.close("all")
+    for levels, message in ((1.5, "between 0 and 1, got 1.5"), ((), "one probability or several, got none")):
+        with pytest.raises(ValueError, match=message):
+            diag.compare(a, b, X_NEW, Y_NEW, levels=levels)
     with pytest.raises(ValueError, match="permutations cannot"):
         diag.compare(a, b, X_NEW, Y_NEW, num_permutations=50)
     with pytest.raises(TypeError, match="two flows"):
         diag.compare(a, a.posterior, X_NEW, Y_NEW)
+
+
+def test_outputs_of_another_meaning_are_not_compared():
+    flows = []
+    for likelihood in (brg.gaussian(0.3), brg.poisson()):
+        net = brg.mlp((4,), likelihood=likelihood)
+        posterior = brg.prior(net, X, key=KEY, num_samples=40)
+        flows.append(brg.renormalize(net, posterior, brg.fisher(net, posterior, X), cutoffs=[0.0, 1.0], key=KEY))
+    with pytest.raises(ValueError, match="a gaussian and a poisson likelihood, so their outputs mean different things"):
+        diag.compare(*flows, X_NEW, np.arange(8))
 
 
 def test_compare_other_models():

@@ -55,6 +55,11 @@ def test_given_axes_are_used():
     assert plots.loss_along_flow(draws() ** 2, ax=one) is one
     assert plots.distribution(draws().isel(cutoff=0), ax=two) is two
     assert plots.moments_along_flow(draws(), axes=[one, two]) is figure
+    field, (wide, panels) = np.random.default_rng(3).normal(size=(200, 2)), plt.subplots(1, 5)
+    assert plots.edgeworth_marginals(field, axes=list(panels)) is wide
+    assert all(ax.has_data() for ax in panels)
+    with pytest.raises(ValueError, match="2 points need 5 axes, got 4"):
+        plots.edgeworth_marginals(field, axes=list(panels[:4]))
 
 
 def test_series_differ_without_colour():

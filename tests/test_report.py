@@ -1,6 +1,7 @@
 """The report of a run: one page that stands alone, with every section, every number and no stranger."""
 
 import base64
+import json
 import pathlib
 import re
 import shutil
@@ -180,6 +181,19 @@ def test_unfinished_run(coin, folder):
     assert list(page.sections) == list(SECTIONS)
     assert "summary.csv" in page.sections["summary"] and "Not here" in page.sections["loss"]
     assert "num_samples" in page.sections["what"] and "num_samples=100" in page.sections["reproduce"]
+
+
+def test_an_unfinished_run_does_not_blame_its_experiment(wide, folder):
+    """What comes last is said to be missing for now, not to be left out by the experiment."""
+    part = folder / "early"
+    shutil.copytree(wide, part)
+    for path in (*part.glob("*.csv"), *part.glob("couplings*"), *part.glob("flow*"), *part.glob("figures/*")):
+        path.unlink()
+    manifest = json.loads((part / "manifest.json").read_text())
+    (part / "manifest.json").write_text(json.dumps(manifest | {"finished": False}))
+    said = Page(brg.report(part).read_text(encoding="utf-8")).sections
+    for name in ("field", "extras"):
+        assert "not finished: run it again" in said[name] and "Experiment(" not in said[name]
 
 
 def test_what_cannot_be_reported(coin, folder, capsys):

@@ -89,9 +89,49 @@ def test_bad_files_are_refused(tmp_path, frame):
     np.savez(tmp_path / "odd.npz", a=np.ones((3, 2)), b=np.ones(4))
     with pytest.raises(ValueError, match="it needs arrays x"):
         brg.load_table(tmp_path / "odd.npz", "a")
-    (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match="cannot be read as a table"):
-        brg.load_table(tmp_path / "empty.csv", "a")
+    for name, content in (("not.npz", b"text"), ("array.npz", b"\x93NUMPY")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="no archive of arrays; write it with numpy.savez"):
+            brg.load_table(tmp_path / name)
+    np.savez(tmp_path / "complex.npz", x=np.ones((3, 2)), y=np.ones(3) * 1j)
+    with pytest.raises(ValueError, match="y holds complex numbers"):
+        brg.load_table(tmp_path / "complex.npz")
+
+
+@pytest.mark.parametrize("text, match", [
+    ("", "it is empty"),
+    ("a,b,y\n", "a header but no rows"),
+    ("a;b;y\n1;2;3\n", "separated by semicolons; save it with commas"),
+    ("a\tb\ty\n1\t2\t3\n", "separated by tabs"),
+    ("a,b,y\n9,1,2,3\n9,2,3,5\n", "3 names .a, b, y. but its first row 4 values"),  # pandas would shift the columns
+    (",a,y\n0,1,2\n1,2,3\n", "column 0 has no name"),
+    ("a,y, y\n1,2,3\n2,3,4\n", "several columns have the name 'y'"),
+    ("a,b,y\n1,2,3\n2,red,5\n", "column 'b' of .* holds text .row 1: 'red'"),
+    ("größe,y\n1,2\n".encode("latin-1"), "not text in UTF-8"),
+])
+def test_files_of_other_programs_are_refused_with_a_remedy(tmp_path, text, match):
+    (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=match):
+        brg.load_table(tmp_path / "t.csv", "y")
+
+
+def test_files_of_other_programs_that_can_be_read(tmp_path):
+    (tmp_path / "T.CSV").write_bytes("\ufeffa, b,y\r\n1,2,1.0\r\n2,3,0.0\r\n\r\n4,5,1.0\r\n".encode())
+    table = brg.load_table(tmp_path / "T.CSV", "y")
+    assert table.columns == ("a", "b") and table.x.tolist() == [[1, 2], [2, 3], [4, 5]]
+    assert table.labelled().y.tolist() == [1, 0, 1]  # classes written as 1.0 and 0.0
+    np.savez(tmp_path / "column.npz", x=table.x, y=table.y[:, None])
+    assert brg.load_table(tmp_path / "column.npz").y.tolist() == [1, 0, 1]
+
+
+def test_a_column_that_is_constant_in_training_says_nothing():
+    x = np.stack([np.full(30, 0.1), np.arange(30.0)], 1)  # the standard deviation of so many 0.1 is not 0
+    held = np.asarray(jax.random.permutation(KEY, 30))[:7]
+    x[held[0], 0] = 5.0
+    data = brg.Table(x, np.arange(30.0)).split(KEY)
+    assert not data.x[:, 0].any() and not data.x_test[:, 0].any()
+    with pytest.raises(ValueError, match="target 'y' is 0.1 in all 23 training rows"):
+        brg.Table(x, np.full(30, 0.1)).split(KEY)
 
 
 SMALL = ["width=3", "num_warmup=10", "num_samples=40", "num_members=40", "num_epochs=10", "num_train=25"]
@@ -113,5 +153,7 @@ def test_the_command_line_takes_a_table(tmp_path, frame, capsys):
     assert "data" in capsys.readouterr().err
     assert main(["run", "models/coin.py", "--data", str(path), "--target", "outcome", "--out", out + "2"]) == 2
     assert "takes no --data" in capsys.readouterr().err
+    assert main(["run", "models/diabetes.py", "--target", "outcome", "--out", out + "4"]) == 2
+    assert "name its file, --data FILE" in capsys.readouterr().err
     assert main(["run", "models/breast_cancer.py", "--data", str(path), "--target", "outcome", "--out", out + "3"]) == 2
     assert "has 40 classes; models/breast_cancer.py tells two apart" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from scipy import stats
 
-from .style import COLOURS, INK, LINES, MARKERS, _axes, _by_label, _figure, _legend, _look, _power, _styled, cutoff_axis
+from .style import (
+    COLOURS,
+    CUTOFF_LABEL,
+    INK,
+    LINES,
+    MARKERS,
+    _axes,
+    _by_label,
+    _figure,
+    _legend,
+    _look,
+    _power,
+    _styled,
+    cutoff_axis,
+)
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -107,6 +121,16 @@ def learning_against_flow(found: xr.Dataset, *, time_label: str = r"time of lear
     return ax
 
 
+def _cutoff_axis(ax: Axes, cutoffs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """As `cutoff_axis`, and an axis of Λ = 0 alone, all that two runs may share."""
+    if (cutoffs > 0).any():
+        return cutoff_axis(ax, cutoffs)
+    ax.set_xticks([0.0], ["0"])
+    ax.set_xlim(-1, 1)
+    ax.set_xlabel(CUTOFF_LABEL)
+    return np.asarray
+
+
 @_styled
 def comparison(compared: Any, *, axes: Sequence[Axes] | None = None) -> Figure:
     """Two flows side by side: distance of their laws, differences of cumulants, predictive density.
@@ -131,7 +155,7 @@ def comparison(compared: Any, *, axes: Sequence[Axes] | None = None) -> Figure:
     left, middle, right = axes
     cutoffs = np.asarray(d["cutoff"].values, float)
     differs = d["differs"].values.astype(bool)
-    place = [cutoff_axis(ax, cutoffs) for ax in axes][0]
+    place = [_cutoff_axis(ax, cutoffs) for ax in axes][0]
     x = place(cutoffs)
     value = d["wasserstein_relative"].values
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,7 +177,8 @@ def comparison(compared: Any, *, axes: Sequence[Axes] | None = None) -> Figure:
     # entries are correlated) in 95 % of cases.
     bound = stats.norm.isf(0.025 / d["cumulant_z"].size)
     middle.axhline(bound, color=INK, linestyle=(0, (4, 2)), linewidth=1.1, label="95 % bound for equal laws")
-    middle.set_ylim(0, max(1.15 * bound, 1.1 * float(np.nanmax(largest.values))))
+    highest = float(largest.max().fillna(0.0))  # there is none where φ is the same in all draws
+    middle.set_ylim(0, max(1.15 * bound, 1.1 * highest))
     middle.set_ylabel("largest |difference| / standard error")
     for number, flow in enumerate(d["flow"].values):
         one = d.sel(flow=flow)

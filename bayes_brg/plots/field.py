@@ -132,7 +132,7 @@ def couplings_along_flow(couplings: Any, names: Sequence[str] = ("mass", "cubic"
 
 @_styled
 def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1), *, weights: Any = None, bins: int = 40,
-                        names: Sequence[str] | None = None) -> Figure:
+                        names: Sequence[str] | None = None, axes: Sequence[Axes] | None = None) -> Figure:
     """Edgeworth marginals of a field over histograms of its draws: at each point, and of the first two points.
 
     Parameters
@@ -148,6 +148,8 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1),
     bins : int
     names : sequence of str, optional
         What to call the points.
+    axes : matplotlib Axes, optional
+        Two a point, for the density and below it the ratio; with two points or more, a last one for the joint density.
 
     Returns
     -------
@@ -165,18 +167,27 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1),
     points = list(points)
     panels = len(points) + (len(points) > 1)
     titles = [str(n) for n in names] if names is not None else [f"point {p}" for p in points]
-    figure = plt.figure(figsize=(4.2 * panels, 4.8), layout="constrained")
-    grid = figure.add_gridspec(2, panels, height_ratios=(2.2, 1))
+    if axes is None:
+        figure = plt.figure(figsize=(4.2 * panels, 4.8), layout="constrained")
+        grid = figure.add_gridspec(2, panels, height_ratios=(2.2, 1))
+        axes = []
+        for column in range(len(points)):
+            top = figure.add_subplot(grid[0, column])
+            axes += [top, figure.add_subplot(grid[1, column], sharex=top)]
+        if len(points) > 1:
+            axes.append(figure.add_subplot(grid[:, -1]))
+    elif len(axes) != len(points) + panels:
+        raise ValueError(f"{len(points)} points need {len(points) + panels} axes, got {len(axes)}")
     for column, (p, title) in enumerate(zip(points, titles, strict=True)):
-        top = figure.add_subplot(grid[0, column])
-        below = figure.add_subplot(grid[1, column], sharex=top)
+        top, below = axes[2 * column:2 * column + 2]
         _edgeworth_line(top, below, draws[:, p], weight, k.at(p), bins)
         below.set_xlabel(rf"$\phi$ at {title}")
-        if column:
-            top.get_legend().remove()
+        legend = top.get_legend()
+        if column and legend is not None:  # the series are the same in every panel
+            legend.remove()
     if len(points) > 1:
-        _edgeworth_plane(figure.add_subplot(grid[:, -1]), draws[:, points[:2]], weight, k.at(points[:2]), bins, titles)
-    return figure
+        _edgeworth_plane(axes[-1], draws[:, points[:2]], weight, k.at(points[:2]), bins, titles)
+    return _figure(axes[0])
 
 
 def _edgeworth_line(top: Axes, below: Axes, draws: np.ndarray, weight: np.ndarray, k: Any, bins: int) -> None:
@@ -201,7 +212,8 @@ def _edgeworth_line(top: Axes, below: Axes, draws: np.ndarray, weight: np.ndarra
         below.plot(fine, curve / gaussian, **look)
     top.set_ylabel("probability density")
     top.tick_params(labelbottom=False)
-    top.set_xlim(low, high)
+    for ax in (top, below):
+        ax.set_xlim(low, high)
     below.set_ylabel("over Gaussian")
     reach = float(np.clip(np.quantile(np.abs(density / smooth - 1), 0.9) * 1.6, 0.1, 1.5))
     below.set_ylim(max(0, 1 - reach), 1 + reach)
