@@ -9,7 +9,7 @@ from . import diagnostics, theory
 from .action import Action, action, running_couplings
 from .arviz_bridge import from_arviz, from_numpyro, to_arviz
 from .closed_form import closed_form_differences, closed_form_flow
-from .correlators import Cumulants, Moments, cumulants, log_generating_functional, moments
+from .correlators import Cumulants, Moments, block_cumulants, cumulants, log_generating_functional, moments
 from .deform import Deformed, ImportanceWeights, deform, importance_weights
 from .diagnostics import compare
 from .edgeworth import edgeworth_logpdf, edgeworth_marginal, edgeworth_pdf, edgeworth_report
@@ -54,6 +54,7 @@ __all__ = [
     "Table",
     "action",
     "bernoulli",
+    "block_cumulants",
     "categorical",
     "closed_form_differences",
     "closed_form_flow",

@@ -47,7 +47,10 @@ def _jax_array(array: Any) -> jax.Array:
 
 
 def check_inputs(x: Any, name: str = "x") -> Any:
-    """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf."""
+    """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf; nested lists of numbers are
+    one array."""
+    if isinstance(x, (list, tuple)) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
+        x = check_finite(x, name)
     leaves, treedef = jax.tree.flatten(x)
     if not leaves:
         raise ValueError(f"{name} is empty; pass an array whose first axis runs over data points")

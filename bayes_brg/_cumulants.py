@@ -60,6 +60,11 @@ class BlockSums:
         sums = {r: s[..., keep[r]] for r, s in self.sums.items()}
         return dataclasses.replace(self, centre=self.centre[..., points], sums=sums, index=index)
 
+    def up_to(self, order: int) -> BlockSums:
+        """The same sums without those of rank above ``order``."""
+        sums = {r: s for r, s in self.sums.items() if r <= order}
+        return dataclasses.replace(self, sums=sums, index=_tensors.dense_index(self.index.num_points, max(sums)))
+
 
 def finish(index: Index, sums: Sums, count: Any, centre: np.ndarray, zero_mean: bool) -> Sums:
     """Packed mean and k-statistics from sums about ``centre``."""
@@ -89,7 +94,8 @@ class Cumulants:
     sem : Cumulants or None
         Standard errors under the same names; NaN where there were too few samples to say.
     blocks : BlockSums or None
-        Sums per block, from which any function of the cumulants gets its error by :meth:`jackknife`.
+        Sums per block, from which any function of the cumulants gets its error by :meth:`jackknife`. None for given
+        arrays, where the sums would not fit in memory, and where too few samples are left without one block.
     cutoff : array or None
         Values of the leading axis: the scale, in the units of the metric's stiffness.
     num_samples : int or None
@@ -113,6 +119,9 @@ class Cumulants:
     indices: tuple | None = None
 
     def __post_init__(self) -> None:
+        for name in RANKS:
+            if isinstance(getattr(self, name), (list, tuple)):
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         if self.mean is None and hasattr(self.k2, "shape"):
             object.__setattr__(self, "mean", np.zeros(self.k2.shape[:-1]))
 
@@ -161,6 +170,21 @@ class Cumulants:
             labels=None if self.labels is None else tuple(self.labels[i] for i in chosen),
         )
 
+    def up_to(self, order: int) -> Cumulants:
+        """The cumulants of rank at most ``order``; what is made of them costs less.
+
+        Parameters
+        ----------
+        order : int
+        """
+        self._needs_full("up_to")
+        return dataclasses.replace(
+            self,
+            **{n: None for n, r in RANKS.items() if r > order},
+            sem=None if self.sem is None else self.sem.up_to(order),
+            blocks=None if self.blocks is None else self.blocks.up_to(order),
+        )
+
     def _needs_full(self, what: str) -> None:
         if self.indices is not None:
             raise ValueError(
@@ -175,7 +199,10 @@ class Cumulants:
                 "from draws with cumulants()"
             )
         statistics = self.blocks.statistics(left_out)
-        return Cumulants(**named(self.blocks.index, statistics, self.indices), indices=self.indices)
+        left = int(round(float(self.blocks.count.sum() - self.blocks.count.mean())))
+        return Cumulants(
+            **named(self.blocks.index, statistics, self.indices), num_samples=left, indices=self.indices
+        )
 
     def jackknife(
         self, function: Callable[..., dict[str, Any]], *others: Cumulants
@@ -299,7 +326,7 @@ def estimate(blocks: BlockSums, wanted: tuple | None, keep: bool = True) -> Cumu
     return Cumulants(
         **value,
         sem=Cumulants(**sem, indices=wanted),
-        blocks=blocks if keep else None,
+        blocks=blocks if keep and enough else None,
         num_samples=int(round(float(total))),
         indices=wanted,
     )

@@ -23,7 +23,7 @@ class Moments:
     order. Sums are kept about the running mean (Pebay et al., Computational Statistics 31 (2016) 1305), once
     per multiset of points, and the mean as origin + offset, so a mean far larger than the spread costs no
     digits even in float32. NumPy batches are accumulated in NumPy float64; JAX batches, also traced ones, in
-    their own precision.
+    their own precision, but never in less than float32.
 
     Examples
     --------
@@ -68,6 +68,8 @@ class Moments:
         """With the samples of ``batch``, (sample, point), added."""
         jax_batch = isinstance(batch, jax.Array)
         batch = batch if jax_batch else np.asarray(batch)
+        if batch.dtype.kind == "c":
+            raise ValueError(f"batch has dtype {batch.dtype}; real field values are needed")
         if batch.ndim != 2 or batch.shape[1] != self.num_points:
             raise ValueError(f"batch has shape {batch.shape}; expected (sample, {self.num_points})")
         if not len(batch):
@@ -78,7 +80,10 @@ class Moments:
                 sample, point = (int(i[0]) for i in np.nonzero(~finite))
                 raise ValueError(f"batch is {batch[sample, point]} at sample {sample}, mesh index {point}")
         if jax_batch:
-            return _update_traced(self, batch)
+            # Integers wrap round, and half precision overflows in the fourth power.
+            whole = not jnp.issubdtype(batch.dtype, jnp.floating)
+            dtype = jnp.result_type(float) if whole else jnp.promote_types(batch.dtype, jnp.float32)
+            return _update_traced(self, batch.astype(dtype))
         index = _tensors.dense_index(self.num_points, self.order)
         origin = batch[0].astype(np.float64)
         offset = (batch - origin).mean(axis=0)
@@ -160,8 +165,11 @@ def pool_moments(parts: list[Moments], order: int, zero_mean: bool) -> Cumulants
     check_order(order, zero_mean)
     if any(m.order < order for m in parts) or order == 6:
         raise ValueError(f"cumulants of order {order} from Moments of order {min(m.order for m in parts)}")
+    sizes = sorted({m.num_points for m in parts})
+    if len(sizes) > 1:
+        raise ValueError(f"Moments of {sizes[0]} and of {sizes[-1]} points cannot be pooled; give those of one mesh")
     parts = [m for m in parts if int(m.count) > 0]
-    count = np.array([int(m.count) for m in parts])
+    count = np.array([int(m.count) for m in parts], dtype=np.int64)
     least = least_samples(order, zero_mean)
     if count.sum() < least:
         raise ValueError(f"Moments hold {count.sum()} samples; at least {least} are needed at order {order}")

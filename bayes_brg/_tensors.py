@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,6 +94,16 @@ def transform(tensor: Any, matrix: Any, rank: int, xp: Any) -> Any:
         flat = xp.matmul(matrix, tensor.reshape(*lead, tensor.shape[len(lead)], -1))
         tensor = xp.moveaxis(flat.reshape(*lead, flat.shape[-2], *rest), len(lead), -1)
     return tensor
+
+
+def in_chunks(function: Callable[[Any], Any], rows: Any, floats: int) -> Any:
+    """``function`` of host ``rows`` (..., M) a chunk at a time, where it makes ``floats`` numbers for each of them."""
+    step = max(1, _BUFFER // floats)
+    if not isinstance(rows, np.ndarray) or rows.ndim < 2 or rows.size <= step * rows.shape[-1]:
+        return function(rows)
+    flat = rows.reshape(-1, rows.shape[-1])
+    parts = [function(flat[start : start + step]) for start in range(0, len(flat), step)]
+    return np.concatenate(parts).reshape(rows.shape[:-1])
 
 
 class Index:

@@ -29,6 +29,7 @@ _NEEDED: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
     2: (("k4",), ("k3",)),
     "next": (("k4", "k6"), ()),
 }
+_HIGHEST = {0: 2, 1: 3, 2: 4, "next": 6}
 _EVEN_SIGMAS = 6.0
 
 
@@ -95,7 +96,11 @@ class Action:
         phi = xp.asarray(phi, dtype=np.float64 if xp is np else None)
         if phi.ndim < 1 or phi.shape[-1] != num_points:
             raise ValueError(f"phi has shape {phi.shape}; its last axis must be the {num_points} points")
-        z = phi - self.mean
+        powers = 3 if self.sextic is not None else 2
+        return _tensors.in_chunks(self._polynomial, phi - self.mean, num_points**powers)
+
+    def _polynomial(self, z: Any) -> Any:
+        num_points = z.shape[-1]
         value = self.constant + z @ self.linear + 0.5 * ((z @ self.quadratic) * z).sum(-1)
         zz = (z[..., :, None] * z[..., None, :]).reshape(*z.shape[:-1], -1)
         if self.cubic is not None:
@@ -238,23 +243,43 @@ def _default_order(k: Cumulants) -> int:
     return 2 if k.k4 is not None else (1 if k.k3 is not None else 0)
 
 
-def _regularise(k2: np.ndarray, max_condition: float) -> float:
-    """Smallest ridge that brings the condition number to ``max_condition``, with a warning; or 0."""
+def _regularise(k: Cumulants, max_condition: float) -> float:
+    """Smallest ridge that brings the condition number to ``max_condition``, with a warning; or 0.
+
+    The covariance of all draws but one block, which the jackknife inverts too, is held to the same.
+    """
+    k2 = np.asarray(k.k2, dtype=np.float64)[None]
+    if k.blocks is not None:
+        k2 = np.concatenate([k2, k.up_to(2).replicates().k2])
     eigenvalues = np.linalg.eigvalsh(k2)
-    low, high = eigenvalues[0], eigenvalues[-1]
-    if low < -1e-6 * abs(high) or high <= 0:
-        raise ValueError(f"k2 is not a covariance: its eigenvalues run from {low:.3g} to {high:.3g}")
-    if low * max_condition >= high:
+    low, high = eigenvalues[:, 0], eigenvalues[:, -1]
+    if low[0] < -1e-6 * abs(high[0]) or high[0] <= 0:
+        raise ValueError(f"k2 is not a covariance: its eigenvalues run from {low[0]:.3g} to {high[0]:.3g}")
+    lacking = (high - low * max_condition) / (max_condition - 1)
+    worst = 0 if lacking[0] > 0 else int(np.argmax(lacking))
+    if lacking[worst] <= 0:
         return 0.0
-    ridge = float((high - low * max_condition) / (max_condition - 1))
-    condition = high / low if low > 0 else np.inf
+    ridge = float(lacking.max())
+    condition = high[worst] / low[worst] if low[worst] > 0 else np.inf
     warnings.warn(
-        f"k2 is near-singular (condition number {condition:.3g}); a ridge of {ridge:.3g} was added to its "
-        "diagonal, so this is the action of the field plus white noise of that variance. Use fewer points or "
-        "more draws, or set ridge= or max_condition=.",
+        f"k2 is near-singular{' without one block of draws' if worst else ''} (condition number {condition:.3g}); a "
+        f"ridge of {ridge:.3g} was added to its diagonal, so this is the action of the field plus white noise of that "
+        "variance. Use fewer points or more draws, or set ridge= or max_condition=.",
         stacklevel=4,
     )
     return ridge
+
+
+def _bias_share(k: Cumulants) -> float:
+    """What to keep of the jackknife's bias, so that A of independent Gaussian draws is exactly unbiased.
+
+    The inverse of a sample covariance is off by c/(T-s), s = M+2 (M+1 if the mean is known), and the jackknife, which
+    takes a bias of c/T off, would take too much. A block of correlated draws is worth fewer, so that s is then less
+    than it should be.
+    """
+    assert k.blocks is not None
+    left = float(k.blocks.count.sum()) * (1 - 1 / k.blocks.num_blocks)
+    return max(0.0, 1 - (k.num_points + (1 if k.blocks.zero_mean else 2)) / left)
 
 
 def action(
@@ -322,6 +347,7 @@ def action(
     if not max_condition > 1:
         raise ValueError(f"max_condition is {max_condition}; expected more than 1")
     t = field_tensors(k, *_NEEDED[order])
+    k = k.up_to(_HIGHEST[order])
     if relative_to is not None:
         return _relative(k, relative_to, order, even, about, bias_correction, ridge, max_condition)
     if t["k2"].ndim == 3:
@@ -336,14 +362,14 @@ def action(
         noise: Any = 0.0 if ridge is None else ridge
         c = _filled(_couplings_of(t, order, noise, even, about), t["mean"].shape)
         return Action(**c, ridge=noise, order=order)
-    if (even or order == "next") and k.k3 is not None:
+    if even or order == "next":
         _check_even(k)
-    noise = np.asarray(_regularise(t["k2"], max_condition) if ridge is None else float(ridge))
+    noise = np.asarray(_regularise(k, max_condition) if ridge is None else float(ridge))
     if k.blocks is None:
         if k.sem is not None:
             warnings.warn(
                 "the couplings have no standard errors and no bias correction: k keeps no block sums. "
-                "Use fewer points.",
+                "Use fewer points or more draws.",
                 stacklevel=2,
             )
         c = _filled(_couplings_of(t, order, noise, even, about), t["mean"].shape)
@@ -353,21 +379,23 @@ def action(
         c = _couplings_of(field_tensors(part, *_NEEDED[order]), order, noise, even, about)
         return {n: _pack(v, _RANKS.get(n, 1)) for n, v in c.items()}
 
-    return _with_errors(k.jackknife(packed), k.num_points, bias_correction, ridge=noise, order=order)
+    return _with_errors(k.jackknife(packed), k, bias_correction, ridge=noise, order=order)
 
 
 def _unpacked(c: dict[str, Any], size: int) -> dict[str, Any]:
     return {n: _tensors.unpack(v, size, _RANKS[n]) if _RANKS.get(n, 1) > 1 else v for n, v in c.items()}
 
 
-def _with_errors(found: tuple[dict, dict, dict], size: int, bias_correction: bool, **rest: Any) -> Action:
+def _with_errors(found: tuple[dict, dict, dict], k: Cumulants, bias_correction: bool, **rest: Any) -> Action:
     """The action of packed couplings with their standard errors and bias."""
     value, sem, bias = found
+    share = _bias_share(k)
+    bias = {n: share * v for n, v in bias.items()}
     if bias_correction:
         value = {n: v - bias[n] for n, v in value.items()}
 
     def full(c: dict[str, Any]) -> dict[str, Any]:
-        return {**_filled(_unpacked(c, size), c["mean"].shape), **rest}
+        return {**_filled(_unpacked(c, k.num_points), c["mean"].shape), **rest}
 
     return Action(
         **full(value), sem=Action(**full(sem)), bias=Action(**full(bias)) if bias_correction else None
@@ -394,7 +422,11 @@ def _relative(
     if about == "mean" and (means[0] != means[1]).any():
         raise ValueError("the two theories have different means, so their couplings are of different fields; pass "
                          "about='zero', or cumulants(..., zero_mean=True)")
-    noise = [np.asarray(_regularise(t["k2"], max_condition) if ridge is None else float(ridge)) for t in tensors]
+    base = base.up_to(_HIGHEST[order])
+    if even or order == "next":
+        for part in (k, base):
+            _check_even(part)
+    noise = [np.asarray(_regularise(p, max_condition) if ridge is None else float(ridge)) for p in (k, base)]
 
     def difference(*parts: Cumulants) -> dict[str, Any]:
         c, c0 = (
@@ -405,9 +437,7 @@ def _relative(
 
     if k.blocks is None or base.blocks is None:
         return Action(**_unpacked(difference(k, base), k.num_points), ridge=noise[0], order=order)
-    return _with_errors(
-        k.jackknife(difference, base), k.num_points, bias_correction, ridge=noise[0], order=order
-    )
+    return _with_errors(k.jackknife(difference, base), k, bias_correction, ridge=noise[0], order=order)
 
 
 def _couplings_of(t: dict[str, Any], order: int | str, ridge: Any, even: bool, about: str) -> dict[str, Any]:
@@ -429,8 +459,10 @@ def _pack(tensor: Any, rank: int) -> Any:
 
 
 def _check_even(k: Cumulants) -> None:
-    k3 = np.abs(np.asarray(k.k3))
     error = None if k.sem is None else k.sem.k3
+    if k.k3 is None or error is None and k.num_samples is not None:  # an estimate without its error proves nothing
+        return
+    k3 = np.abs(np.asarray(k.k3))
     if error is None:
         scale = np.sqrt(np.diagonal(k.k2).max()) ** 3
         odd = bool((k3 > 1e-8 * scale).any())
@@ -496,7 +528,8 @@ def running_couplings(
         raise ValueError(f"k2 has shape {t['k2'].shape}; expected (M, M) or (cutoff, M, M)")
     num_points, rows, ridges = t["k2"].shape[-1], [], []
     for part in _split(k) if leading else [k]:
-        noise = _regularise(np.asarray(part.k2), max_condition) if ridge is None else float(ridge)
+        part = part.up_to(_HIGHEST[order])
+        noise = _regularise(part, max_condition) if ridge is None else float(ridge)
         ridges.append(noise)
 
         def table(p: Cumulants, noise: float = noise) -> dict[str, Any]:
@@ -506,7 +539,8 @@ def running_couplings(
             rows.append(table(part))
             continue
         value, sem, bias = part.jackknife(table)
-        rows.append({n: v - bias[n] for n, v in value.items()} | {f"{n}_sem": v for n, v in sem.items()})
+        share = _bias_share(part)
+        rows.append({n: v - share * bias[n] for n, v in value.items()} | {f"{n}_sem": v for n, v in sem.items()})
     dims = {"constant": (), "quadratic": ("point", "point2")}
     lead = ("cutoff",) if leading else ()
     data = {}

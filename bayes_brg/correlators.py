@@ -228,6 +228,11 @@ def block_cumulants(
         Blocks per chain; from the autocorrelation time if left out.
     zero_mean : bool
         As for :func:`cumulants`.
+
+    Returns
+    -------
+    Cumulants
+        Without ``sem``; ``num_samples`` is the number of draws in a block. ``brg.to_arviz`` takes it.
     """
     check_order(order, zero_mean)
     draws = read_draws(phi, 2 * max(order, 2))

@@ -56,20 +56,26 @@ def _expansion(phi: Any, k: Cumulants, order: int) -> tuple[Any, Any, Any]:
     # In the whitened field u the propagator is 1, and every contraction is a plain trace.
     u = (phi - t["mean"]) @ inverse.T
     logp = -0.5 * (u**2).sum(-1) - host.log(host.diagonal(lower)).sum() - 0.5 * num_points * np.log(2 * np.pi)
-    correction = xp.zeros_like(logp)
-    if "k3" in t:
-        k3 = _tensors.transform(t["k3"], inverse, 3, host)
+    k3 = _tensors.transform(t["k3"], inverse, 3, host) if "k3" in t else None
+    k4 = _tensors.transform(t["k4"], inverse, 4, host) if "k4" in t else None
+    return xp, logp, _tensors.in_chunks(lambda rows: _correction(rows, k3, k4, xp, host), u, num_points**2)
+
+
+def _correction(u: Any, k3: Any, k4: Any, xp: Any, host: Any) -> Any:
+    """p/p0 - 1 at whitened fields, with whitened cumulants; all of 1/N if ``k4`` is there."""
+    num_points = u.shape[-1]
+    correction = xp.zeros(u.shape[:-1], u.dtype)
+    if k3 is not None:
         a = host.trace(k3)
         w = (u @ k3.reshape(num_points, -1)).reshape(*u.shape, num_points)
         v = (w @ u[..., None])[..., 0]
         c, au = (v * u).sum(-1), u @ a
         correction = correction + (c - 3 * au) / 6
-        if order == 2:
+        if k4 is not None:
             h6 = c**2 - 6 * au * c - 9 * (v**2).sum(-1) + 18 * (v @ a) + 9 * au**2
             h6 = h6 + 18 * (w**2).sum((-2, -1)) - 9 * (a @ a) - 6 * (k3**2).sum()
             correction = correction + h6 / 72
-    if order == 2:
-        k4 = _tensors.transform(t["k4"], inverse, 4, host)
+    if k4 is not None:
         b = host.trace(k4)
         uu = (u[..., :, None] * u[..., None, :]).reshape(*u.shape[:-1], -1)
         h4 = (
@@ -78,7 +84,7 @@ def _expansion(phi: Any, k: Cumulants, order: int) -> tuple[Any, Any, Any]:
             + 3 * host.trace(b)
         )
         correction = correction + h4 / 24
-    return xp, logp, correction
+    return correction
 
 
 def edgeworth_pdf(phi: Any, k: Cumulants, order: int = 2) -> Any:

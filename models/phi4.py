@@ -132,7 +132,8 @@ def extras(run, flows):
         ax = plots.coupling_along_flow(
             run.couplings, "quartic", ax=figures["running"].subplots(), reference=settings.coupling - float(end),
             reference_label=rf"$\lambda$ + that of the free network, {settings.coupling:g} − {float(end):.2g}")
-        ax.axhline(-float(end), color=plots.INK, linestyle="-.", linewidth=1.0, label="the free network's")
+        ax.axhline(-float(end), color=plots.INK, linestyle="-.", linewidth=1.0, label="that of the free network")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         figures["marginals"] = plots.edgeworth_marginals(phi, points=range(len(names)), names=names)
     return {**figures, "phi4": table}
 

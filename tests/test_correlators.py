@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 from oracles_fields import all_cumulants, ar1, cumulant, discrete_moment
 
+import bayes_brg as brg
 from bayes_brg import _tensors
 from bayes_brg._draws import autocorrelation_time
 from bayes_brg.correlators import (
@@ -241,6 +242,12 @@ def test_block_cumulants():
     assert b.mean.shape == (2, 2, 5, 3) and b.k4.shape == (2, 2, 5, 3, 3, 3, 3)
     close(b[1][0][2], direct(x[1, 0, 3 + 40 : 3 + 60]), 1e-12)
     assert block_cumulants(x[0, 0]).mean.shape[0] == 1  # independent samples: one chain
+    assert brg.block_cumulants is block_cumulants  # errors of to_arviz say to call it by that name
+
+
+def test_given_lists_are_arrays():
+    k = Cumulants(k2=[[2, 0], [0, 1]], k3=np.zeros((2, 2, 2)))
+    assert k.num_points == 2 and k.k2.dtype == np.float64 and (k.mean == 0).all()
 
 
 # --- streaming
@@ -284,6 +291,12 @@ def test_float32_keeps_its_digits_far_from_zero():
         m = m.update(jnp.asarray(batch))
     close(m.finalize(), cumulants(x), 1e-4)
     np.testing.assert_allclose(m.finalize().k2, cumulants(x).k2, atol=2e-6)
+
+
+def test_integer_and_half_precision_batches_in_jax():
+    x = np.array([[200, 1], [250, 2], [3, 7], [90, 0], [7, 5]])
+    for dtype in (jnp.uint8, jnp.int32, jnp.float16):
+        close(Moments.init(2).update(jnp.asarray(x, dtype)).finalize(), cumulants(x), 1e-5)
 
 
 def test_all_reduce_over_a_named_axis(x64):
@@ -443,6 +456,8 @@ def test_generating_functional_says_when_draws_do_not_suffice():
         (lambda: Moments.init(4).update(np.where(TABLE == 5, np.inf, TABLE)), "inf at sample 2"),
         (lambda: Moments.init(4).merge(Moments.init(4, 3)), "cannot merge"),
         (lambda: Moments.init(4).update(TABLE[:2]).finalize(), "2 samples"),
+        (lambda: Moments.init(4).update(TABLE * 1j), "dtype complex"),
+        (lambda: cumulants([Moments.init(4).update(TABLE), Moments.init(2).update(TABLE[:, :2])]), "of 2 and of 4"),
         (lambda: log_generating_functional(TABLE, np.ones(3)), "4 mesh points"),
         (lambda: block_cumulants(np.tile(TABLE, (2, 1)), num_blocks=3), "num_blocks is 3"),
     ],

@@ -95,6 +95,13 @@ def test_operators_that_cannot_be_used(net, operator, message):
         deform(net, operator, MESH)
 
 
+def test_the_mesh_may_be_a_list_of_numbers(net):
+    given = [deform(net, quartic, mesh).mesh for mesh in (MESH, MESH.tolist())]
+    assert np.array_equal(*given)
+    with pytest.raises(TypeError, match="mesh is not an array"):
+        deform(net, quartic, [[0.0], [1.0, 2.0]])
+
+
 def test_inputs_of_another_dimension():
     with pytest.raises(ValueError, match="differ from those at the mesh"):
         bind(deform(brg.mlp(3), quartic, MESH), jnp.ones((4, 2)))

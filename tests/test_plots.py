@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import bayes_brg as brg
 from bayes_brg import plots
 from bayes_brg.flow import CriticalScale
 from bayes_brg.plots.style import _power
@@ -48,6 +49,25 @@ def test_loss_shows_medians_zero_and_the_critical_scale():
     assert ax.get_xticklabels()[0].get_text() == "0" and ax.get_xticks()[0] == pytest.approx(x[0])
     assert any("0.4 [0.2, 0.7]" in text.get_text() for text in ax.get_legend().get_texts())
     assert "per datum" in ax.get_xlabel()
+
+
+def test_edgeworth_marginals_show_the_density_and_the_draws():
+    z = np.random.default_rng(1).gamma(4.0, size=(2, 500, 3, 1))  # as predict gives
+    figure = plots.edgeworth_marginals(z)
+    assert len(figure.axes) == 5  # two points, density and ratio each, and the plane
+    x, y = next(drawn for drawn in figure.axes[0].lines if "all of" in drawn.get_label()).get_data()
+    np.testing.assert_allclose(y, brg.edgeworth_pdf(x[:, None], brg.cumulants(z.reshape(1000, 3)).at(0)), rtol=1e-10)
+    assert "1000 draws" in figure.axes[0].get_legend_handles_labels()[1]
+    assert len(plots.edgeworth_marginals(z[0, :, :1, 0]).axes) == 2  # one point
+    named = xr.DataArray(z[..., 0], dims=("cutoff", "draw", "point"))
+    k = brg.cumulants(z[0, ..., 0])
+    for call, message in (
+        (lambda: plots.edgeworth_marginals(named), "2 cutoffs"),
+        (lambda: plots.edgeworth_marginals(named[0], k.at([0, 1])), "3 points"),
+        (lambda: plots.edgeworth_marginals(named[0], weights=np.ones(3)), "3 weights for 500 draws"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_given_axes_are_used():

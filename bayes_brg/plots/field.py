@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .._draws import read_draws
 from ..correlators import cumulants
 from ..edgeworth import edgeworth_pdf
 from .style import (
@@ -131,19 +131,21 @@ def couplings_along_flow(couplings: Any, names: Sequence[str] = ("mass", "cubic"
 
 
 @_styled
-def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1), *, weights: Any = None, bins: int = 40,
-                        names: Sequence[str] | None = None, axes: Sequence[Axes] | None = None) -> Figure:
+def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] | None = None, *, weights: Any = None,
+                        bins: int = 40, names: Sequence[str] | None = None,
+                        axes: Sequence[Axes] | None = None) -> Figure:
     """Edgeworth marginals of a field over histograms of its draws: at each point, and of the first two points.
 
     Parameters
     ----------
-    phi : array (sample, point), or DataArray with a dimension point
-        Draws of the field at one cutoff.
+    phi : array (sample, point), or array (chain, draw, point, output), or DataArray
+        Draws of the field at one cutoff, as for `cumulants`.
     k : Cumulants, optional
         To fourth order, on the same points; measured on `phi` if left out.
-    points : sequence of int
-        Mesh indices, one panel each; with two or more, a last panel has the joint density of the first two.
-    weights : array, optional
+    points : sequence of int, optional
+        Mesh indices, one panel each; with two or more, a last panel has the joint density of the first two. The first
+        two points if left out.
+    weights : array (sample,) or (chain, draw), optional
         Importance weights of the draws.
     bins : int
     names : sequence of str, optional
@@ -158,13 +160,19 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] = (0, 1),
         variance, with the third cumulant, and with all of 1/N (39), (40); below, their ratio to the Gaussian. In the
         joint panel, contours of the last (lines) and of the Gaussian (dashed), of which they hold 20, 50, 80 and 95 %.
     """
-    if isinstance(phi, xr.DataArray):
-        phi = (phi.isel(output=0) if "output" in phi.dims else phi).transpose(..., "point").values
-    draws = np.reshape(np.asarray(phi, dtype=float), (-1, np.shape(phi)[-1]))
+    read = read_draws(phi)
+    if len(read.values) > 1:
+        raise ValueError(f"phi has {len(read.values)} cutoffs; take one of them, phi.isel(cutoff=i)")
+    draws = np.asarray(read.pooled(0), dtype=float)
     weight = np.ones(len(draws)) if weights is None else np.ravel(np.asarray(weights, dtype=float))
+    if len(weight) != len(draws):
+        raise ValueError(f"{len(weight)} weights for {len(draws)} draws; give one for each")
     weight = weight / weight.sum()
     k = cumulants(draws, order=4, weights=None if weights is None else weight) if k is None else k
-    points = list(points)
+    if k.mean.shape != draws.shape[1:]:
+        raise ValueError(f"k has a mean of shape {k.mean.shape}, and phi {draws.shape[1]} points; give the cumulants "
+                         "of the same points at one cutoff, k[i]")
+    points = list(range(min(2, draws.shape[1]))) if points is None else list(points)
     panels = len(points) + (len(points) > 1)
     titles = [str(n) for n in names] if names is not None else [f"point {p}" for p in points]
     if axes is None:
