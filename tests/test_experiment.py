@@ -245,6 +245,31 @@ def test_wrong_declarations(changes, message):
         dataclasses.replace(EXPERIMENT, **changes)
 
 
+@pytest.mark.parametrize(("part", "options", "error", "message"), [
+    ("flow", {"cutoffs": [0, -1.0]}, ValueError, r"cutoffs\[1\] is -1"),
+    ("flow", {"cutoffs": [2, 1]}, ValueError, "cutoffs must increase"),
+    ("flow", {"cutoffs": [0, np.nan]}, ValueError, r"cutoffs\[1\] is NaN"),
+    ("flow", {"cutoffs": [0, 1], "refill": "pior"}, ValueError, "did you mean 'prior'"),
+    ("flow", {"cutoffs": [0, 1], "regulator": "sharpe"}, ValueError, "regulator must be one of"),
+    ("flow", {"cutoffs": [0, 1], "refil": "zero"}, TypeError, "flow of experiment 'tiny' has no option 'refil' .did "),
+    ("metric", {"kind": "diagnal"}, ValueError, "did you mean 'diagonal'"),
+    ("metric", {"kinds": "full"}, TypeError, "metric of experiment 'tiny' has no option 'kinds' .did you mean 'kind'"),
+])
+def test_wrong_options_are_refused_before_anything_is_inferred(tmp_path, part, options, error, message):
+    experiment = dataclasses.replace(EXPERIMENT, **{part: lambda s: options},
+                                     infer={"never": lambda *a: pytest.fail("inferred")})
+    with pytest.raises(error, match=message):
+        experiment.run(tmp_path / "r", progress_bar=False)
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_as_rows_in_lists():
+    data = brg.Data([[0.0, 1.0], [2.0, 3.0]], [0, 1], [[4.0, 5.0]], [1.0], characteristic=[6.0, 7.0])
+    x, at = data.outputs_at()
+    np.testing.assert_array_equal(x, [[4, 5], [6, 7]])
+    assert at == 1
+
+
 def test_wrong_returns(tmp_path):
     with pytest.raises(TypeError, match="must return brg.Data, got tuple"):
         dataclasses.replace(EXPERIMENT, data=lambda s, key: (1, 2)).run(tmp_path / "a")
