@@ -165,6 +165,9 @@ class Flow:
         Posterior
             Same shape as the flow's posterior; at Λ = 0 its very samples.
         """
+        if np.ndim(cutoff):
+            raise ValueError(f"flow.at takes one cutoff, got {cutoff!r}; call it for each, or ask flow.predict or "
+                             "flow.loss for all with cutoffs=...")
         cutoff = float(check_cutoffs(cutoff)[0])
         if cutoff == 0:
             return self.posterior

@@ -154,6 +154,11 @@ def test_bad_cutoffs_are_refused(values, match, trained, metric):
         brg.renormalize(NET, trained, metric, cutoffs=values, key=KEY)
 
 
+def test_one_cutoff_at_a_time(flow):
+    with pytest.raises(ValueError, match=r"one cutoff, got \[0, 1.0\]; .*flow.predict"):
+        flow.at([0, 1.0])
+
+
 def test_bad_flows_are_refused(trained, metric):
     common = dict(cutoffs=[0.0, 1.0], key=KEY)
     with pytest.raises(ValueError, match="refill must be one of"):
