@@ -122,7 +122,8 @@ class Flow:
         values = self.metric.values()
         total = sum(int(np.prod(shape)) for shape in self.spec.geometry.shapes().values())
         total *= self.posterior.size if self.metric.per_draw else 1
-        stiff = values.size - np.searchsorted(values, self.cutoffs, side="left")
+        scales = np.asarray(jnp.asarray(self.cutoffs))  # in the precision in which the flow compares them
+        stiff = values.size - np.searchsorted(values, scales, side="left")
         return np.where(self.cutoffs == 0, 1.0, stiff / total)  # at Λ = 0 the complement of the modes counts too
 
     @cached_property
