@@ -182,6 +182,15 @@ def test_another_run_in_the_directory_is_refused(run):
         dataclasses.replace(EXPERIMENT, flow={"cutoffs": [0, 1]}).run(run.path)
 
 
+def test_a_changed_file_is_another_experiment(tmp_path):
+    (tmp_path / "e.py").write_text("a = 1")
+    few = {"num_members": 8}
+    EXPERIMENT.run(tmp_path / "r", few, source=tmp_path / "e.py", progress_bar=False)
+    (tmp_path / "e.py").write_text("a = 2")
+    with pytest.raises(ValueError, match="by a model file that has changed since; choose another directory"):
+        EXPERIMENT.run(tmp_path / "r", few, source=tmp_path / "e.py")
+
+
 def test_cutoffs_are_spaced_where_none_are_given_and_zero_is_added(tmp_path):
     spaced = dataclasses.replace(EXPERIMENT, flow={}).run(tmp_path / "a", progress_bar=False)
     assert spaced.flow["cutoff"][0] == 0 and spaced.flow.sizes["cutoff"] == 25
