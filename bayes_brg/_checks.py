@@ -46,12 +46,21 @@ def _jax_array(array: Any) -> jax.Array:
     return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
 
 
+def _from_lists(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} is a list whose rows differ in length; pass an array (n, dim)") from None
+
+
 def check_inputs(x: Any, name: str = "x") -> Any:
-    """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf; nested lists of numbers are
-    one array."""
-    if isinstance(x, (list, tuple)) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(x)):
-        x = check_finite(x, name)
+    """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf.
+
+    Lists of numbers are one array.
+    """
     leaves, treedef = jax.tree.flatten(x)
+    if isinstance(x, (list, tuple)) and leaves and all(np.ndim(leaf) == 0 for leaf in leaves):
+        leaves, treedef = [_from_lists(x, name)], jax.tree.structure(0)
     if not leaves:
         raise ValueError(f"{name} is empty; pass an array whose first axis runs over data points")
     arrays = [check_finite(leaf, name) for leaf in leaves]

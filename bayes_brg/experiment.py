@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import types
@@ -20,16 +21,17 @@ import xarray as xr
 from scipy import stats
 
 from . import arviz_bridge, store
-from ._checks import check_count, check_data, check_inputs, num_points
+from ._checks import check_choice, check_count, check_data, check_inputs, num_points
 from ._errors import block_jackknife
 from ._map import progress, quiet
 from ._provenance import fingerprint, is_file, machine, versions
+from ._regulators import as_regulator
 from ._settings import Settings, like, nearest
 from ._sloppiness import spectrum_table
 from .action import running_couplings
 from .correlators import cumulants
-from .fisher import fisher
-from .flow import Flow, critical_scale, renormalize
+from .fisher import KINDS, fisher
+from .flow import REFILLS, Flow, check_cutoffs, critical_scale, renormalize
 from .flow import cutoffs as spaced_cutoffs
 from .model import bind, name_key
 from .networks import Network
@@ -71,8 +73,10 @@ class Data:
     truth: Any = None
 
     def __post_init__(self):
-        check_data(self.x, self.y)
-        check_data(self.x_test, self.y_test)
+        for inputs, targets in (("x", "y"), ("x_test", "y_test")):
+            x, _ = check_data(getattr(self, inputs), getattr(self, targets))
+            if isinstance(getattr(self, inputs), (list, tuple)) and isinstance(x, jax.Array):  # rows in a list
+                object.__setattr__(self, inputs, x)
 
     def outputs_at(self) -> tuple[Any, int]:
         """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""
@@ -256,6 +260,28 @@ def _options(part: Mapping[str, Any] | Callable[[Settings], Mapping], settings: 
     return dict(part(settings) if callable(part) else part)
 
 
+def _with_zero(cutoffs: Any) -> np.ndarray:
+    """Cutoffs from Λ = 0 on, with which all others are compared."""
+    cutoffs = check_cutoffs(cutoffs)
+    return cutoffs if cutoffs[0] == 0 else np.concatenate([[0.0], cutoffs])
+
+
+def _check_options(experiment: Experiment, metric: Mapping[str, Any], flow: Mapping[str, Any]) -> None:
+    """Refuse at the start what `fisher` and `renormalize` would refuse once everything is inferred."""
+    for part, function, given, own in (("metric", fisher, metric, ("model", "posterior", "x")),
+                                       ("flow", renormalize, flow, ("model", "posterior", "metric", "key"))):
+        known = [name for name in inspect.signature(function).parameters if name not in own]
+        for name in given:
+            if name not in known:
+                raise TypeError(f"{part} of experiment {experiment.name!r} has no option {name!r}"
+                                f"{nearest(name, known)}; its options are {', '.join(known)}")
+    check_choice(metric.get("kind", "diagonal"), "kind", KINDS)
+    check_choice(flow.get("refill", "prior"), "refill", REFILLS)
+    as_regulator(flow.get("regulator", "sharp"))
+    if flow.get("cutoffs") is not None:
+        _with_zero(flow["cutoffs"])
+
+
 def _probe(experiment: Experiment, settings: Settings, key: jax.Array, data: Data | None) -> Any:
     if experiment.probe is None:
         assert data is not None
@@ -267,17 +293,15 @@ def _renormalized(experiment: Experiment, settings: Settings, model: Any, poster
                   cutoffs: Any) -> Flow:
     """The flow of one method; without cutoffs they are spaced over its metric."""
     made = fisher(model, posterior, x_probe, **_options(experiment.metric, settings))
-    if cutoffs is None:
-        cutoffs = spaced_cutoffs(made)
-    if not np.any(np.asarray(cutoffs) == 0):
-        cutoffs = [0.0, *cutoffs]
-    options = _options(experiment.flow, settings) | {"cutoffs": cutoffs}
+    options = _options(experiment.flow, settings)
+    options["cutoffs"] = _with_zero(spaced_cutoffs(made) if cutoffs is None else cutoffs)
     return renormalize(model, posterior, made, key=name_key(jax.random.key(settings.seed), "flow"), **options)
 
 
 def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: bool,
          source: str | Path | None, keep_weights: bool) -> Run:
     metric, flow = (_options(part, settings) for part in (experiment.metric, experiment.flow))
+    _check_options(experiment, metric, flow)
     methods, key = list(experiment.infer), jax.random.key(settings.seed)
     manifest = store.open_run(path, {
         "experiment": experiment.name, "settings": dict(settings), "methods": methods,

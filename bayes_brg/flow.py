@@ -122,7 +122,8 @@ class Flow:
         values = self.metric.values()
         total = sum(int(np.prod(shape)) for shape in self.spec.geometry.shapes().values())
         total *= self.posterior.size if self.metric.per_draw else 1
-        stiff = values.size - np.searchsorted(values, self.cutoffs, side="left")
+        scales = np.asarray(jnp.asarray(self.cutoffs))  # in the precision in which the flow compares them
+        stiff = values.size - np.searchsorted(values, scales, side="left")
         return np.where(self.cutoffs == 0, 1.0, stiff / total)  # at Λ = 0 the complement of the modes counts too
 
     @cached_property
@@ -165,6 +166,9 @@ class Flow:
         Posterior
             Same shape as the flow's posterior; at Λ = 0 its very samples.
         """
+        if np.ndim(cutoff):
+            raise ValueError(f"flow.at takes one cutoff, got {cutoff!r}; call it for each, or ask flow.predict or "
+                             "flow.loss for all with cutoffs=...")
         cutoff = float(check_cutoffs(cutoff)[0])
         if cutoff == 0:
             return self.posterior

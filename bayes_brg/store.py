@@ -358,6 +358,9 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         old = manifest.get(part)
         if old == now:
             continue
+        if part == "source" and old and now:
+            raise ValueError(f"{path} holds a run of {identity['experiment']!r} by a model file that has changed "
+                             f"since; {remedy}")
         if isinstance(old, dict) and isinstance(now, dict):
             names = [k for k in {**old, **now} if old.get(k) != now.get(k)]
             what = ", ".join(f"{k} = {_short(old.get(k))} there, {_short(now.get(k))} now" for k in names)

@@ -182,6 +182,15 @@ def test_another_run_in_the_directory_is_refused(run):
         dataclasses.replace(EXPERIMENT, flow={"cutoffs": [0, 1]}).run(run.path)
 
 
+def test_a_changed_file_is_another_experiment(tmp_path):
+    (tmp_path / "e.py").write_text("a = 1")
+    few = {"num_members": 8}
+    EXPERIMENT.run(tmp_path / "r", few, source=tmp_path / "e.py", progress_bar=False)
+    (tmp_path / "e.py").write_text("a = 2")
+    with pytest.raises(ValueError, match="by a model file that has changed since; choose another directory"):
+        EXPERIMENT.run(tmp_path / "r", few, source=tmp_path / "e.py")
+
+
 def test_cutoffs_are_spaced_where_none_are_given_and_zero_is_added(tmp_path):
     spaced = dataclasses.replace(EXPERIMENT, flow={}).run(tmp_path / "a", progress_bar=False)
     assert spaced.flow["cutoff"][0] == 0 and spaced.flow.sizes["cutoff"] == 25
@@ -243,6 +252,31 @@ def test_settings_object():
 def test_wrong_declarations(changes, message):
     with pytest.raises(TypeError, match=message):
         dataclasses.replace(EXPERIMENT, **changes)
+
+
+@pytest.mark.parametrize(("part", "options", "error", "message"), [
+    ("flow", {"cutoffs": [0, -1.0]}, ValueError, r"cutoffs\[1\] is -1"),
+    ("flow", {"cutoffs": [2, 1]}, ValueError, "cutoffs must increase"),
+    ("flow", {"cutoffs": [0, np.nan]}, ValueError, r"cutoffs\[1\] is NaN"),
+    ("flow", {"cutoffs": [0, 1], "refill": "pior"}, ValueError, "did you mean 'prior'"),
+    ("flow", {"cutoffs": [0, 1], "regulator": "sharpe"}, ValueError, "regulator must be one of"),
+    ("flow", {"cutoffs": [0, 1], "refil": "zero"}, TypeError, "flow of experiment 'tiny' has no option 'refil' .did "),
+    ("metric", {"kind": "diagnal"}, ValueError, "did you mean 'diagonal'"),
+    ("metric", {"kinds": "full"}, TypeError, "metric of experiment 'tiny' has no option 'kinds' .did you mean 'kind'"),
+])
+def test_wrong_options_are_refused_before_anything_is_inferred(tmp_path, part, options, error, message):
+    experiment = dataclasses.replace(EXPERIMENT, **{part: lambda s: options},
+                                     infer={"never": lambda *a: pytest.fail("inferred")})
+    with pytest.raises(error, match=message):
+        experiment.run(tmp_path / "r", progress_bar=False)
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_as_rows_in_lists():
+    data = brg.Data([[0.0, 1.0], [2.0, 3.0]], [0, 1], [[4.0, 5.0]], [1.0], characteristic=[6.0, 7.0])
+    x, at = data.outputs_at()
+    np.testing.assert_array_equal(x, [[4, 5], [6, 7]])
+    assert at == 1
 
 
 def test_wrong_returns(tmp_path):

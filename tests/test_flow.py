@@ -119,6 +119,15 @@ def test_stiff_fraction_counts_parameters(flow, metric):
     assert flow.stiff_fraction[0] == 1.0 and flow.stiff_fraction[-1] == 0.0
 
 
+def test_stiff_fraction_counts_what_the_flow_keeps_at_a_cutoff_as_printed(trained, metric):
+    """A stiffness as it is printed, read back in double precision, may lie on either side of it."""
+    values = np.unique(metric.values())[::7]
+    flow = brg.renormalize(NET, trained, metric, cutoffs=[float(str(v)) for v in values], key=KEY)
+    for cutoff, fraction in zip(flow.cutoffs, flow.stiff_fraction, strict=True):
+        kept = [np.asarray(flow.at(cutoff).samples[s] == trained.samples[s]).ravel() for s in metric.sites]
+        assert np.concatenate(kept).mean() == pytest.approx(fraction, abs=1e-12)
+
+
 def test_zero_refill_prunes(trained, metric):
     flow = brg.renormalize(NET, trained, metric, cutoffs=[0.0], key=KEY, refill="zero")
     assert all((np.asarray(v) == 0).all() for v in flow.at(np.inf).samples.values())
@@ -152,6 +161,11 @@ def test_cutoff_schedules(metric):
 def test_bad_cutoffs_are_refused(values, match, trained, metric):
     with pytest.raises(ValueError, match=match):
         brg.renormalize(NET, trained, metric, cutoffs=values, key=KEY)
+
+
+def test_one_cutoff_at_a_time(flow):
+    with pytest.raises(ValueError, match=r"one cutoff, got \[0, 1.0\]; .*flow.predict"):
+        flow.at([0, 1.0])
 
 
 def test_bad_flows_are_refused(trained, metric):

@@ -32,6 +32,17 @@ def test_predict_is_apply_and_does_not_depend_on_the_batch():
     np.testing.assert_allclose(phi[2, 1], NET.apply(draws.draw(2, 1), X), rtol=1e-5, atol=1e-6)
 
 
+def test_inputs_as_rows_in_lists():
+    net = brg.mlp((3,))
+    draws = brg.prior(net, [[0.0, 1.0]], key=jax.random.key(0), num_samples=4)
+    rows = [[0.0, 1.0], [2.0, -1.0]]
+    np.testing.assert_array_equal(brg.predict(net, draws, rows), brg.predict(net, draws, np.array(rows)))
+    with pytest.raises(ValueError, match="rows differ in length"):
+        brg.predict(net, draws, [[0.0, 1.0], [2.0]])
+    with pytest.raises(ValueError, match=r"x\[1, 0\] is nan"):
+        brg.predict(net, draws, [[0.0, 1.0], [np.nan, 1.0]])
+
+
 def test_wrapping_anybodys_draws():
     posterior = brg.Posterior(samples={"w0": np.zeros((2, 5, 3))})
     assert (posterior.num_chains, posterior.num_draws, posterior.trained) == (2, 5, ("w0",))

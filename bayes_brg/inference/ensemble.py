@@ -66,8 +66,8 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     -------
     Posterior
         Members stored as (4, T/4) in key order (the largest divisor of T not above 4). ``stats``: ``independent``,
-        ``log_joint``, ``loss`` (training loss, mean over points), ``diverged`` (not finite, or a rate above the largest
-        stable one), and, from the closed form, ``largest_stable_rate``.
+        ``log_joint``, ``loss`` (training loss, mean over points), ``diverged`` (parameters or loss not finite, or a
+        rate above the largest stable one), and, from the closed form, ``largest_stable_rate``.
 
     Warns
     -----
@@ -87,6 +87,9 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     check_choice(optimizer, "optimizer", ("sgd", "gd", "adam"))
     check_choice(objective, "objective", ("loss", "randomized_map"))
     check_choice(solver, "solver", ("auto", "closed_form", "stepping"))
+    if not np.iterable(record):
+        raise ValueError(f"record must be a sequence of epochs to keep, got {record!r}; for one write "
+                         f"record=({record!r},)")
     stops = sorted({check_count(e, "an epoch to record", 0) for e in record})
     if stops and stops[-1] > epochs:
         raise ValueError(f"record asks for epoch {stops[-1]} but num_epochs is {epochs}")
@@ -118,17 +121,19 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         snapshots = _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs,
                                   progress_bar)
     final = snapshots[epochs]
+    report = map_draws(_report_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x)))
     finite = np.logical_and.reduce([np.isfinite(np.asarray(final[s])).reshape(count, -1).all(1) for s in trained])
+    finite &= np.isfinite(np.asarray(report["loss"]))  # it overflows long before the parameters do
     diverged = ~finite if "largest_stable_rate" not in stats else ~finite | ~stable
     if diverged.any():
         remedy = (f"the largest rate stable for all of them is {limit[diverged].min():.3g}, "
                   "member by member in stats['largest_stable_rate']"
-                  if "largest_stable_rate" in stats else "lower it")
+                  if "largest_stable_rate" in stats else "lower it" if optimizer == "adam" else
+                  "lower it; brg.learning_rate suggests one")
         warnings.warn(f"{diverged.sum()} of {count} members diverged at learning_rate={rate:.3g}: {remedy}. They are "
                       "marked in stats['diverged']", UserWarning, stacklevel=2)
     method = f"ensemble ({objective}, {optimizer})"
-    stats |= {"diverged": as_chains(jnp.asarray(diverged)),
-              **as_chains(map_draws(_report_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x))))}
+    stats |= {"diverged": as_chains(jnp.asarray(diverged)), **as_chains(report)}
     history = {e: Posterior(as_chains(snapshots[e]), {"independent": True}, method, trained) for e in stops}
     return Posterior(as_chains(final), stats, method, trained, history)
 

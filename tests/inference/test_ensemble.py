@@ -120,6 +120,15 @@ def test_divergence_is_reported_member_by_member():
     assert stepped.stats["diverged"].all()
 
 
+def test_a_loss_that_overflows_is_divergence_although_the_parameters_are_finite():
+    net = brg.mlp((30,), scaling="none")
+    with pytest.warns(UserWarning, match="members diverged at learning_rate=0.5: .*brg.learning_rate"):
+        e = brg.ensemble(net, X, Y[:, 0], key=KEY, num_members=4, learning_rate=0.5, num_epochs=2, solver="stepping")
+    overflowed = ~np.isfinite(e.stats["loss"])
+    assert np.isfinite(e.samples["w1"]).all() and overflowed.any()
+    np.testing.assert_array_equal(e.stats["diverged"], overflowed)
+
+
 def exact(h, y, std, noise):
     """Posterior mean (N, C) and covariance (N, N) of a linear Gaussian readout, from its precision matrix."""
     precision = h.T @ h / noise**2 + np.diag(1 / std**2)
@@ -171,6 +180,7 @@ def test_stepped_randomized_map_reaches_the_exact_minimiser(x64):
     ({"learning_rate": -1.0}, "learning_rate"),
     ({"num_members": 0}, "num_members"),
     ({"record": (500,)}, "record asks for epoch 500"),
+    ({"record": 5}, r"for one write record=\(5,\)"),
     ({"train": ("w7",)}, "no parameter site 'w7'"),
     ({"solver": "closed_form", "optimizer": "adam"}, "closed form needs"),
     ({"y": Y[:-1]}, r"y has shape \(11, 2\) but x has 12"),
