@@ -1,5 +1,7 @@
 """NUTS and HMC against exact posteriors. Keys are fixed; tolerances are 4 standard errors (see `assert_moments`)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,25 @@ def test_collapsed_likelihood_and_its_derivative(x64, shape):
     np.testing.assert_allclose(value, exact, rtol=1e-11)
     for g, e in zip(grads, exact_grads, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.01])
+def test_collapsed_likelihood_keeps_its_digits_in_float32(noise):
+    """Few features and little noise: within 2e-3 nats of float64, and the derivative to 1e-3 of its largest entry."""
+    n, p = 100, 30
+    rng = np.random.default_rng(3)
+    design = np.maximum(rng.normal(size=(n, 5)) @ rng.normal(size=(5, p)), 0)
+    y = design @ rng.normal(size=(p, 1)) / np.sqrt(p) + noise * rng.normal(size=(n, 1))
+    g = design / np.sqrt(p)
+    cov = g @ g.T + noise**2 * np.eye(n)
+    a = np.linalg.solve(cov, y)
+    exact = -0.5 * ((y * a).sum() + np.linalg.slogdet(2 * np.pi * cov)[1])
+    slope = (a @ a.T - np.linalg.inv(cov)) @ g / np.sqrt(p)
+    single = partial(jnp.asarray, dtype=jnp.float32)
+    readout = Readout(jnp.zeros((p, 1)), single(np.full(p, 1 / np.sqrt(p))), noise)
+    value, grad = jax.value_and_grad(lambda h: log_marginal(readout, h, single(y)))(single(design))
+    assert float(value) == pytest.approx(exact, abs=2e-3)
+    np.testing.assert_allclose(grad, slope, atol=1e-3 * np.abs(slope).max())
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 2), (4, 9, 2)])
