@@ -1,5 +1,7 @@
 """Predictive scores and simulation-based calibration."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -221,9 +223,12 @@ def test_calibration_one_by_one():
     def infer(model, x, y, key):
         return brg.readout_posterior(model, x, y, key=key, num_samples=20)
 
+    # A method of the package as it stands: it takes its key by keyword alone.
+    direct = diag.sbc(net, X_SMALL, partial(brg.readout_posterior, num_samples=20), key=KEY, num_simulations=60,
+                      num_draws=19)
     # readout_posterior freezes the hidden weights at prior draws: right only for a net whose hidden weights are known.
     found = diag.sbc(net, X_SMALL, infer, key=KEY, num_simulations=60, num_draws=19)
-    assert found.dataset["rank"].shape == (60, 4)
+    assert found.dataset["rank"].shape == (60, 4) and direct.dataset.identical(found.dataset)
     with pytest.raises(ValueError, match="returned 20 draws"):
         diag.sbc(net, X_SMALL, infer, key=KEY, num_simulations=60, num_draws=63)
     with pytest.raises(TypeError, match="must return a Posterior"):
