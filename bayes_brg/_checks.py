@@ -48,6 +48,8 @@ def _jax_array(array: Any) -> jax.Array:
 
 def check_inputs(x: Any, name: str = "x") -> Any:
     """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf."""
+    if isinstance(x, (list, tuple)) and not any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)):
+        x = np.asarray(x)  # numbers in nested lists are one array, not a pytree of scalars
     leaves, treedef = jax.tree.flatten(x)
     if not leaves:
         raise ValueError(f"{name} is empty; pass an array whose first axis runs over data points")

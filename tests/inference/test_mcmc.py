@@ -216,6 +216,12 @@ def test_warm_starts_and_mass():
     np.testing.assert_allclose(stay.samples["w0"].reshape(-1), 0.7, atol=1e-4)
     last = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=first, **still)
     np.testing.assert_allclose(last.samples["w1"][:, 0], first.samples["w1"][:, -1], atol=1e-4)
+    # Members of an ensemble that diverged are no starting points.
+    lost = jnp.asarray([[True] * 5 + [False], [True] * 6])
+    broken = Posterior({s: jnp.where(lost.reshape(2, 6, 1, 1), jnp.nan, v) for s, v in first.samples.items()},
+                       {"independent": True, "diverged": lost})
+    stay = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=broken, **still)
+    np.testing.assert_allclose(stay.samples["w0"][:, 0, 0, 0], first.samples["w0"][0, 5, 0, 0], atol=1e-4)
     # A large inverse mass moves its site further: HMC's displacement is step · √(inverse mass) · noise.
     far = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=point, inverse_mass={"w0": 1.3**2 * 1e8, "w1": 1.0},
               dense_mass=[("w1", "w0")], adapt_mass=False, **still)
