@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +115,8 @@ def sbc(model, x, infer: Callable, *, key, num_simulations: int = 200, num_draws
         Inputs at which data are simulated.
     infer : callable
         ``infer(model, x, y, key) -> Posterior``, such as
-        ``lambda model, x, y, key: brg.nuts(model, x, y, key=key, num_samples=200)``.
+        ``lambda model, x, y, key: brg.nuts(model, x, y, key=key, num_samples=200)``, or one that takes ``key`` by
+        keyword alone, such as ``functools.partial(brg.nuts, num_samples=200)``.
     key : jax.random.key
     num_simulations : int
         At least 50.
@@ -164,6 +166,7 @@ def sbc(model, x, infer: Callable, *, key, num_simulations: int = 200, num_draws
     points = jax.tree.map(lambda a: a[np.unique([0, n // 2, n - 1])], x) if points is None else \
         check_inputs(points, "points")
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "sbc")))(jnp.arange(count))
+    infer = _positional(infer)
     names = [f"phi[{i}, {j}]" for i, j in np.ndindex(*_output_shape(bound, points))] + ["log joint"]
     run = _together if vectorized else _one_by_one
     with quiet(not progress_bar):
@@ -200,6 +203,17 @@ def uniformity(rank: np.ndarray, num_draws: int, num_bins: int) -> float:
 def _output_shape(bound: BoundModel, points: Any) -> tuple[int, int]:
     shape = jax.eval_shape(lambda key: bound.phi(bound.draw_prior(key, points), points), jax.random.key(0)).shape
     return shape[0], shape[1]
+
+
+def _positional(infer: Callable) -> Callable:
+    """`infer` called as ``infer(model, x, y, key)``, where it takes the key by keyword alone too."""
+    try:
+        key = inspect.signature(infer).parameters.get("key")
+    except (TypeError, ValueError):  # no signature to read
+        return infer
+    if key is None or key.kind is not inspect.Parameter.KEYWORD_ONLY:
+        return infer
+    return lambda model, x, y, key: infer(model, x, y, key=key)
 
 
 def _one_by_one(bound, model, infer, keys, points, x, num_draws):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from ._checks import check_count, check_data, num_points
 from ._errors import block_jackknife
 from ._map import default_chunk, map_draws
 from .model import BoundModel, bind, unwrap
-from .posterior import Posterior, work
+from .posterior import Posterior, diverged, work
 
 __all__ = ["Scores", "loo", "scores"]
 
@@ -236,6 +237,17 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     -------
     Scores
 
+    Warns
+    -----
+    UserWarning
+        When draws are left out, naming them: members marked in ``stats["diverged"]``, and draws whose predictions are
+        not finite. ``dataset.attrs["num_left_out"]`` counts them.
+
+    Raises
+    ------
+    ValueError
+        If no draw is left, or for levels that are no probabilities.
+
     Notes
     -----
     The predictive law is the mixture over draws. log p(y|x) = log mean_θ p(y|x, θ) is too low by half its variance
@@ -247,12 +259,31 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     targets = bound.targets(y)
     key = jax.random.key(0) if key is None else key
     law = predictive(bound, posterior, x, targets, key)
+    kept = _usable(law, posterior)
+    law = {k: v[kept] for k, v in law.items()}
     ll = law.pop("log_likelihood")
     table = score_table(law, np.asarray(targets, np.float64).reshape(num_points(x), -1), ll, levels,
                         check_count(num_bins, "num_bins", 2), check_count(max_draws, "max_draws", 2))
     dataset, name, kind = table
-    dataset.attrs |= {"num_draws": posterior.size, "method": posterior.method}
+    dataset.attrs |= {"num_draws": int(kept.sum()), "num_left_out": int((~kept).sum()), "method": posterior.method}
     return Scores(dataset, name, kind)
+
+
+def _usable(law: dict[str, np.ndarray], posterior: Posterior) -> np.ndarray:
+    """Which draws did not diverge and have finite predictions; the others are named in a warning."""
+    good = ~np.isnan(law["log_likelihood"]).any(axis=1)
+    for k, v in law.items():
+        if k != "log_likelihood":  # which may be −inf where a datum is impossible
+            good &= np.isfinite(v).reshape(len(v), -1).all(axis=1)
+    good &= ~diverged(posterior)
+    if not good.any():
+        raise ValueError(f"all {good.size} draws diverged or predict what is not finite; nothing can be scored")
+    if not good.all():
+        bad = [divmod(int(i), posterior.num_draws) for i in np.flatnonzero(~good)]
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        warnings.warn(f"{len(bad)} of {good.size} draws diverged or predict what is not finite and are left out: "
+                      f"(chain, draw) {', '.join(map(str, bad[:5]))}{more}", UserWarning, stacklevel=3)
+    return good
 
 
 def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,
@@ -367,6 +398,11 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
         ``elpd`` (point), ``pareto_k`` (point); ``elpd_sum`` with ``elpd_sum_sem`` over data, in nats; ``p_loo``;
         ``num_bad``: data with ``pareto_k`` above ``good_k``, for which the estimate fails.
 
+    Raises
+    ------
+    ValueError
+        If a draw has no log-likelihood (NaN).
+
     References
     ----------
     .. [1] Vehtari, Gelman and Gabry, Statistics and Computing 27 (2017) 1413, arXiv:1507.04544.
@@ -376,7 +412,11 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     bound.check_params(posterior.samples, "posterior")
     draws = {s: posterior.flat()[s] for s in bound.names}
     ll = map_draws(_log_likelihood_one, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
+    bad = np.flatnonzero(np.isnan(ll).any(axis=1))
+    if bad.size:
+        raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
+                         f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
     found = arviz_bridge.loo(np.asarray(ll, np.float64).reshape(posterior.num_chains, posterior.num_draws, -1))
     elpd = found["elpd"].values
-    return found.assign(elpd_sum=elpd.sum(), elpd_sum_sem=np.sqrt(len(elpd)) * elpd.std(ddof=1),
+    return found.assign(elpd_sum=elpd.sum(), elpd_sum_sem=len(elpd) * mean_sem(elpd)[1],
                         num_bad=int((found["pareto_k"].values > found.attrs["good_k"]).sum()))

@@ -107,6 +107,14 @@ class Posterior:
         return f"Posterior(method={self.method!r}, chains={self.num_chains}, draws={self.num_draws}, sites: {sites})"
 
 
+def diverged(posterior: Posterior) -> np.ndarray:
+    """Which draws, flat, are marked in ``stats["diverged"]`` as members of an ensemble that diverged."""
+    found = np.asarray(posterior.stats.get("diverged", False), bool)
+    # A report of other draws (a part of a posterior was taken, its stats left as they were) says nothing of these.
+    shape = (posterior.num_chains, posterior.num_draws)
+    return found.ravel() if found.shape == shape else np.zeros(posterior.size, bool)
+
+
 def chains(size: int) -> int:
     """Chains under which independent draws are stored: the largest divisor of `size` not above 4."""
     return largest_divisor(size, 4)

@@ -1,5 +1,7 @@
 """Predictive scores and simulation-based calibration."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -142,6 +144,24 @@ def test_other_observations_are_scored_from_draws():
     assert float(heavy.dataset["mean_crps"]) == pytest.approx(float(general["mean_crps"]), rel=0.15)
 
 
+def test_diverged_draws_are_named_and_left_out():
+    model, good, y = linear(brg.gaussian(0.5)), weights(40), fresh(106).normal(size=30)
+    samples = {"w0": good.samples["w0"].at[1, 3].set(jnp.nan)}
+    diverged = jnp.zeros((4, 10), bool).at[2, 0].set(True)
+    spoilt = brg.Posterior(samples, {"independent": True, "diverged": diverged})
+    with pytest.warns(UserWarning, match=r"2 of 40 draws .* \(chain, draw\) \(1, 3\), \(2, 0\)"):
+        found = diag.scores(model, spoilt, X, y)
+    assert found.dataset.attrs["num_draws"] == 38 and found.dataset.attrs["num_left_out"] == 2
+    kept = np.delete(np.asarray(good.samples["w0"]).reshape(40, 2, 1), [13, 20], axis=0)
+    expected = diag.scores(model, brg.Posterior({"w0": jnp.asarray(kept)[None]}), X.tolist(), y.tolist())
+    for k in ("crps", "log_predictive_density", "coverage", "rmse"):
+        np.testing.assert_allclose(found.dataset[k], expected.dataset[k], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"1 of 40 draws have no log-likelihood .* \(1, 3\)"):
+        diag.loo(model, spoilt, X, y)
+    with pytest.raises(ValueError, match="all 40 draws"):
+        diag.scores(model, spoilt.replace(stats={"diverged": ~diverged | diverged}), X, y)
+
+
 def test_leave_one_out_against_refitting():
     """A conjugate model without each datum in turn, in closed form: within 0.1 nats of a sum near −30."""
     y = (X @ np.array([1.0, -0.5]) + 0.7 * fresh(105).normal(size=30)).astype(np.float32)
@@ -221,9 +241,12 @@ def test_calibration_one_by_one():
     def infer(model, x, y, key):
         return brg.readout_posterior(model, x, y, key=key, num_samples=20)
 
+    # A method of the package as it stands: it takes its key by keyword alone.
+    direct = diag.sbc(net, X_SMALL, partial(brg.readout_posterior, num_samples=20), key=KEY, num_simulations=60,
+                      num_draws=19)
     # readout_posterior freezes the hidden weights at prior draws: right only for a net whose hidden weights are known.
     found = diag.sbc(net, X_SMALL, infer, key=KEY, num_simulations=60, num_draws=19)
-    assert found.dataset["rank"].shape == (60, 4)
+    assert found.dataset["rank"].shape == (60, 4) and direct.dataset.identical(found.dataset)
     with pytest.raises(ValueError, match="returned 20 draws"):
         diag.sbc(net, X_SMALL, infer, key=KEY, num_simulations=60, num_draws=63)
     with pytest.raises(TypeError, match="must return a Posterior"):

@@ -24,7 +24,7 @@ from numpyro.infer.util import constrain_fn, get_transforms, potential_energy, u
 from .._checks import check_choice, check_count, check_data, check_key
 from ..model import BoundModel, NamedSeed, bind, name_key, unwrap
 from ..networks import BoundNetwork
-from ..posterior import Posterior
+from ..posterior import Posterior, diverged
 from ._collapse import Readout, draw_readout, log_marginal
 
 Params = dict[str, jax.Array]
@@ -242,7 +242,8 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         ``"prior"``: prior draws; the readout of a Gaussian network from its exact conditional. ``"uniform"``: uniform
         on (−2, 2) in unconstrained coordinates, as NumPyro does. ``"auto"``: the first for networks, the second for
         other models. A `Posterior`: its last draws where it has as many (dependent) chains, else draws of it at
-        random. A dict of native values: one point for all chains, or one each with a leading axis (count,).
+        random, of an ensemble those that did not diverge. A dict of native values: one point for all chains, or one
+        each with a leading axis (count,).
     """
     bound, names = target.bound, target.names
     key = name_key(key, "init")
@@ -251,7 +252,11 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         if init.num_chains == count and not init.stats.get("independent", False):
             start = {s: init.samples[s][:, -1] for s in names}
         else:
-            pick = jax.random.choice(key, init.size, (count,), replace=init.size < count)
+            sound = np.flatnonzero(~diverged(init))
+            if not sound.size:
+                raise ValueError(f"init: all {init.size} members are marked in stats['diverged']; train them at a "
+                                 "lower rate, or start elsewhere")
+            pick = jax.random.choice(key, jnp.asarray(sound), (count,), replace=sound.size < count)
             start = {s: init.flat()[s][pick] for s in names}
         return _checked(target, unconstrain_all(target, start, x, y), x, y, "init")
     if isinstance(init, Mapping):

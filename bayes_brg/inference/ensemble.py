@@ -18,9 +18,11 @@ import optax
 from threadpoolctl import threadpool_limits
 
 from .._checks import check_choice, check_count, check_data, check_key, check_positive, num_points
+from .._geometry import Geometry
 from .._map import default_chunk, map_draws, progress
 from ..model import BoundModel, Params, bind, name_key, unwrap
 from ..networks import BoundNetwork
+from ..output_fisher import Estimator
 from ..posterior import Posterior, as_chains, check_proper, draw_prior, log_joint, work
 from .linear import descend, draw_readout
 
@@ -52,11 +54,12 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     optimizer : {"sgd", "gd", "adam"}
         ``"sgd"``: per sample, in order. ``"gd"``: full batch, mean over points. ``"adam"``: the same gradient in Adam.
     learning_rate : float
-        η in θ ← θ − η ∂loss/∂θ, so w ← w + 2η r h for the square: units of θ²/loss.
+        η in θ ← θ − η ∂loss/∂θ, so w ← w + 2η r h for the square: units of θ²/loss. Sites whose support is not all of
+        ℝ take their steps in unconstrained coordinates, and so stay inside it.
     num_epochs : int
         Passes over the data; 0 leaves the prior draws.
     record : sequence of int
-        Epochs to keep in ``posterior.history``.
+        Epochs to keep in ``posterior.history``, each a `Posterior` with ``log_joint`` and ``loss`` of its own.
     solver : {"auto", "closed_form", "stepping"}
         With a Gaussian likelihood, a trained readout and "sgd" or "gd" all epochs are one affine map, which "auto" uses
         (theory §8). "stepping" takes every step.
@@ -121,9 +124,10 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         snapshots = _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs,
                                   progress_bar)
     final = snapshots[epochs]
-    report = map_draws(_report_one, (bound,), final, (x, y), chunk=default_chunk(work(bound, x)))
+    reports = {e: map_draws(_report_one, (bound,), found, (x, y), chunk=default_chunk(work(bound, x)))
+               for e, found in snapshots.items()}
     finite = np.logical_and.reduce([np.isfinite(np.asarray(final[s])).reshape(count, -1).all(1) for s in trained])
-    finite &= np.isfinite(np.asarray(report["loss"]))  # it overflows long before the parameters do
+    finite &= np.isfinite(np.asarray(reports[epochs]["loss"]))  # it overflows long before the parameters do
     diverged = ~finite if "largest_stable_rate" not in stats else ~finite | ~stable
     if diverged.any():
         remedy = (f"the largest rate stable for all of them is {limit[diverged].min():.3g}, "
@@ -133,8 +137,9 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         warnings.warn(f"{diverged.sum()} of {count} members diverged at learning_rate={rate:.3g}: {remedy}. They are "
                       "marked in stats['diverged']", UserWarning, stacklevel=2)
     method = f"ensemble ({objective}, {optimizer})"
-    stats |= {"diverged": as_chains(jnp.asarray(diverged)), **as_chains(report)}
-    history = {e: Posterior(as_chains(snapshots[e]), {"independent": True}, method, trained) for e in stops}
+    stats |= {"diverged": as_chains(jnp.asarray(diverged)), **as_chains(reports[epochs])}
+    history = {e: Posterior(as_chains(snapshots[e]), {"independent": True, **as_chains(reports[e])}, method, trained)
+               for e in stops}
     return Posterior(as_chains(final), stats, method, trained, history)
 
 
@@ -322,17 +327,17 @@ def _objective(bound: BoundModel, x: Any, y: jax.Array, member: dict, strength: 
 
 def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
     """All epochs of one member; returns its trained sites at each stop."""
-    params = member["params"]
+    params, geometry = member["params"], Geometry(bound, trained, "diagonal", Estimator(), coordinates="unconstrained")
     targets = y + member["epsilon"] if member["epsilon"] is not None else y
     fixed = {s: v for s, v in params.items() if s not in trained}
     fn = _objective(bound, x, y, member, strength)
 
     def point_loss(free, i):
         x_i = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, 1), x)
-        return fn({**fixed, **free}, x_i, jax.lax.dynamic_slice_in_dim(targets, i, 1))[0]
+        return fn({**fixed, **geometry.native(free)}, x_i, jax.lax.dynamic_slice_in_dim(targets, i, 1))[0]
 
     def mean_loss(free):
-        return jnp.mean(fn({**fixed, **free}, x, targets))
+        return jnp.mean(fn({**fixed, **geometry.native(free)}, x, targets))
 
     rule = optax.adam(rate) if optimizer == "adam" else optax.sgd(rate)
 
@@ -347,13 +352,13 @@ def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
         return jax.lax.scan(lambda c, i: (update(c, jax.grad(point_loss)(c[0], i)), None), carry,
                             jnp.arange(num_points(x)))[0], None
 
-    free = {s: params[s] for s in trained}
+    free = geometry.coords(params)
     carry, done, kept = (free, rule.init(free)), 0, []
     for stop in stops:
         if stop > done:
             carry, _ = jax.lax.scan(epoch, carry, None, length=stop - done)
         done = stop
-        kept.append(carry[0])
+        kept.append(geometry.native(carry[0]) if done else {s: params[s] for s in trained})
     return kept
 
 

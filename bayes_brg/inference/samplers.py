@@ -287,6 +287,9 @@ def sghmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 500, num_s
           block_size: int = BLOCK, progress_bar: bool = True) -> Posterior:
     """Posterior draws by stochastic-gradient Hamiltonian Monte Carlo (BlackJAX's): approximate, for much data.
 
+    There is no accept step. BlackJAX's steps are Euler's: a trajectory of L of them widens a direction of curvature λ,
+    its variance by about a fraction Lε²λ (a tenth in the stiffest one by default), and minibatch noise widens it more.
+
     Parameters
     ----------
     model, x, y, key, num_chains, init, chain_method, checkpoint, block_size, progress_bar

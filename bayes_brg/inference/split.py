@@ -21,6 +21,8 @@ from ._target import Target, check_chains, initial, prepare
 
 __all__ = ["split_hmc"]
 
+FEWEST = 20  # draws of a window, over the chains, that say anything about a variance
+
 
 def rotation(logdensity_fn, kinetic_energy_fn):
     """BlackJAX integrator for a density near N(0, 1): rotation by ε, between two half kicks of what N(0, 1) lacks.
@@ -123,14 +125,16 @@ class RotationKernel:
         square = square + jnp.sum(delta * (s.u - mean - shift), axis=0)
         s = s._replace(dual=dual, step_size=jnp.exp(dual.log_step_size),
                        moments=(number + chains, mean + shift, square))
-        ends = jnp.asarray([round(f * self.warmup) for f in (0.1, 0.25, 0.5, 0.8)])
+        ends = jnp.asarray([int(f * self.warmup) for f in (0.1, 0.25, 0.5, 0.8)])  # the last before the end
 
         def window(s):
             number, mean, square = s.moments
-            variance = square / (number - 1)
+            # A little of the reference goes in (as in Stan): chains that stood still have no variance of their own.
+            variance = (number * square / jnp.maximum(number - 1, 1) + 5e-3 * s.width**2) / (number + 5)
             # A coordinate keeps its prior scale unless the draws contradict it: estimates for thousands of coordinates
             # that never left the prior would only add noise to the reference.
-            informed = (s.count > ends[0]) & (jnp.abs(jnp.log(variance)) > 5 * jnp.sqrt(2 / number))
+            informed = ((s.count > ends[0]) & (number >= FEWEST)
+                        & (jnp.abs(jnp.log(variance)) > 5 * jnp.sqrt(2 / number)))
             width = jnp.where(informed, jnp.sqrt(variance), s.width)
             centre = jnp.where(informed, mean, s.centre)
             zero = jnp.zeros_like(mean)

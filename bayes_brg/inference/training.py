@@ -11,9 +11,11 @@ import numpy as np
 import numpyro.distributions as dist
 
 from .._checks import check_choice, check_count, check_data, check_key
+from .._geometry import Geometry
 from .._map import default_chunk, map_draws
 from ..fisher import fisher
 from ..model import BoundModel, Params, bind, name_key, unwrap
+from ..output_fisher import Estimator
 from ..posterior import Posterior, as_chains, draw_prior, work
 from .ensemble import trained_sites
 
@@ -86,7 +88,7 @@ def learning_rate(model, x, y, *, key, optimizer: str = "sgd", train: str | Sequ
     factor = 2 * bound.likelihood.scale**2 if gaussian else 1.0  # type: ignore[union-attr]
     if optimizer == "gd":
         metric = fisher(model, Posterior({s: v[None] for s, v in draws.items()}), x, kind="full", sites=sites,
-                        progress_bar=False)
+                        coordinates="unconstrained", progress_bar=False)
         top = np.asarray(metric.eigenvalues)[0, :, 0]
     else:
         top = np.asarray(map_draws(_steepest_one, (bound, sites), draws, (x,), chunk=1))
@@ -97,10 +99,7 @@ def learning_rate(model, x, y, *, key, optimizer: str = "sgd", train: str | Sequ
 
 def _steepest_one(bound: BoundModel, sites: tuple[str, ...], params: Params, x) -> jax.Array:
     """max_i λ_max of the Fisher matrix of one datum."""
-    from .._geometry import Geometry
-    from ..output_fisher import Estimator
-
-    geometry = Geometry(bound, sites, "diagonal", Estimator(), batch=1)
+    geometry = Geometry(bound, sites, "diagonal", Estimator(), coordinates="unconstrained", batch=1)
     batches, _ = geometry.batches({"x": x})
 
     def one(batch):
@@ -129,8 +128,8 @@ def early_stopped(model, ensemble: Posterior, x, y) -> Posterior:
     -------
     Posterior
         ``stats``: ``stopped_epoch`` (chain, draw), the last one as −1 where training ended best; ``held_out_loss``,
-        the lowest, mean over points; ``independent`` and ``diverged`` as they were. A member that is finite at no epoch
-        stays as it is, and is marked in ``diverged``.
+        the lowest, mean over points; ``log_joint`` at that epoch, and ``independent`` as it was. ``diverged`` marks a
+        member that is finite at no epoch, which stays as it is; one that diverged after its best epoch does not count.
 
     Raises
     ------
@@ -156,6 +155,9 @@ def early_stopped(model, ensemble: Posterior, x, y) -> Posterior:
              "stopped_epoch": as_chains(jnp.asarray(epochs[best])), "held_out_loss": as_chains(jnp.asarray(lowest)),
              "diverged": as_chains(jnp.asarray(np.isinf(lowest)))}
     shape = (ensemble.num_chains, ensemble.num_draws)
+    reports = [*(p.stats for p in ensemble.history.values()), ensemble.stats]
+    if all("log_joint" in r for r in reports):
+        stats["log_joint"] = jnp.stack([jnp.ravel(r["log_joint"]) for r in reports])[best, members]
     return Posterior({s: v.reshape(*shape, *v.shape[1:]) for s, v in samples.items()},
                      {k: v if k == "independent" else v.reshape(shape) for k, v in stats.items()},
                      f"{ensemble.method}, stopped early", ensemble.trained)

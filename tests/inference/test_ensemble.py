@@ -3,6 +3,8 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import bayes_brg as brg
@@ -93,6 +95,39 @@ def test_training_named_sites_leaves_the_others():
                      num_epochs=5, record=(0,))
     np.testing.assert_array_equal(e.samples["w1"], e.history[0].samples["w1"])
     assert not np.allclose(e.samples["w0"], e.history[0].samples["w0"])
+
+
+def test_sites_with_a_bounded_support_stay_inside():
+    """A rate and a share, learned by steps that would leave their supports in native coordinates."""
+    def model(x, y=None):
+        rate = numpyro.sample("rate", dist.HalfNormal(1.0))
+        share = numpyro.sample("share", dist.Dirichlet(jnp.ones(3)))
+        numpyro.sample("obs", dist.Poisson(rate * (jnp.abs(x) @ share) + 1e-3), obs=y)
+
+    y = np.r_[np.zeros(10), 1, 0].astype(int)
+    options = dict(key=KEY, num_members=4, train="all", optimizer="gd", learning_rate=0.5, num_epochs=4000, record=(0,))
+    run = brg.ensemble(model, X, y, **options)
+    assert np.isfinite(run.stats["log_joint"]).all() and (np.asarray(run.stats["loss"]) <
+                                                          np.asarray(run.history[0].stats["loss"])).all()
+    assert float(np.min(run.samples["rate"])) > 0
+    np.testing.assert_allclose(np.sum(run.samples["share"], axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(run.history[0].flat()["rate"], brg.ensemble(
+        model, X, y, **options | {"num_epochs": 0}).flat()["rate"])
+    # The minimiser of −Σ log p over the rate, given the member's share.
+    s = np.abs(X) @ np.asarray(run.flat()["share"]).T
+    slope = (s - y[:, None] * s / (np.asarray(run.flat()["rate"]) * s + 1e-3)).sum(0)
+    assert np.abs(slope).max() < 1e-2
+    advice = [brg.learning_rate(model, X, y, key=KEY, optimizer=o, train="all", num_members=2) for o in ("gd", "sgd")]
+    assert all(np.isfinite(a.stable).all() for a in advice)
+
+
+def test_recorded_epochs_know_their_density():
+    net = brg.mlp((5,), out=2, bias_std=0.3)
+    run = brg.ensemble(net, X, Y, key=KEY, num_members=4, learning_rate=1e-2, num_epochs=20, record=(0, 20))
+    np.testing.assert_array_equal(run.history[20].stats["log_joint"], run.stats["log_joint"])
+    bound = net.bind(jnp.asarray(X))
+    expected = [bound.log_joint(run.history[0].draw(i, 0), X, Y) for i in range(4)]
+    np.testing.assert_allclose(run.history[0].stats["log_joint"][:, 0], expected, rtol=1e-5)
 
 
 def test_other_likelihoods_train_on_minus_log_p():

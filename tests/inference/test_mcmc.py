@@ -1,5 +1,7 @@
 """NUTS and HMC against exact posteriors. Keys are fixed; tolerances are 4 standard errors (see `assert_moments`)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,25 @@ def test_collapsed_likelihood_and_its_derivative(x64, shape):
         np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("noise", [0.1, 0.01])
+def test_collapsed_likelihood_keeps_its_digits_in_float32(noise):
+    """Few features and little noise: within 2e-3 nats of float64, and the derivative to 1e-3 of its largest entry."""
+    n, p = 100, 30
+    rng = np.random.default_rng(3)
+    design = np.maximum(rng.normal(size=(n, 5)) @ rng.normal(size=(5, p)), 0)
+    y = design @ rng.normal(size=(p, 1)) / np.sqrt(p) + noise * rng.normal(size=(n, 1))
+    g = design / np.sqrt(p)
+    cov = g @ g.T + noise**2 * np.eye(n)
+    a = np.linalg.solve(cov, y)
+    exact = -0.5 * ((y * a).sum() + np.linalg.slogdet(2 * np.pi * cov)[1])
+    slope = (a @ a.T - np.linalg.inv(cov)) @ g / np.sqrt(p)
+    single = partial(jnp.asarray, dtype=jnp.float32)
+    readout = Readout(jnp.zeros((p, 1)), single(np.full(p, 1 / np.sqrt(p))), noise)
+    value, grad = jax.value_and_grad(lambda h: log_marginal(readout, h, single(y)))(single(design))
+    assert float(value) == pytest.approx(exact, abs=2e-3)
+    np.testing.assert_allclose(grad, slope, atol=1e-3 * np.abs(slope).max())
+
+
 @pytest.mark.parametrize("shape", [(9, 4, 2), (4, 9, 2)])
 def test_readout_draws_are_exact(x64, shape):
     readout, design, y = collapse_case(*shape)
@@ -195,6 +216,12 @@ def test_warm_starts_and_mass():
     np.testing.assert_allclose(stay.samples["w0"].reshape(-1), 0.7, atol=1e-4)
     last = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=first, **still)
     np.testing.assert_allclose(last.samples["w1"][:, 0], first.samples["w1"][:, -1], atol=1e-4)
+    # Members of an ensemble that diverged are no starting points.
+    lost = jnp.asarray([[True] * 5 + [False], [True] * 6])
+    broken = Posterior({s: jnp.where(lost.reshape(2, 6, 1, 1), jnp.nan, v) for s, v in first.samples.items()},
+                       {"independent": True, "diverged": lost})
+    stay = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=broken, **still)
+    np.testing.assert_allclose(stay.samples["w0"][:, 0, 0, 0], first.samples["w0"][0, 5, 0, 0], atol=1e-4)
     # A large inverse mass moves its site further: HMC's displacement is step · √(inverse mass) · noise.
     far = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(6), init=point, inverse_mass={"w0": 1.3**2 * 1e8, "w1": 1.0},
               dense_mass=[("w1", "w0")], adapt_mass=False, **still)

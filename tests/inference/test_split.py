@@ -9,6 +9,8 @@ from test_samplers import COV, LINEAR, MEAN, X, Y, weights
 
 from bayes_brg.inference.choose import sample
 from bayes_brg.inference.split import split_hmc
+from bayes_brg.likelihoods import gaussian
+from bayes_brg.networks import mlp
 from bayes_brg.posterior import predict
 
 
@@ -17,6 +19,17 @@ def test_conjugate_linear_model():
     assert post.samples["w0"].shape == (4, 800, 2, 1) and post.method == "split_hmc"
     assert {"log_joint", "accept_prob", "energy", "num_steps", "diverging", "step_size"} <= set(post.stats)
     assert_moments(weights(post), MEAN[:, 0], COV)
+
+
+@pytest.mark.parametrize("num_warmup", [2, 20])
+def test_one_chain_and_a_short_warm_up(num_warmup):
+    """Windows of a few draws, in which the chain may stand still, leave the reference and the step usable."""
+    stiff = mlp((4,), activation="tanh", likelihood=gaussian(0.05))
+    for seed in range(3):
+        post = split_hmc(stiff, X, Y[:, :1], key=jax.random.key(seed), num_chains=1, num_warmup=num_warmup,
+                         num_samples=10, progress_bar=False)
+        assert all(np.isfinite(v).all() for v in (*post.samples.values(), post.stats["log_joint"]))
+        assert np.max(post.stats["step_size"]) <= 0.2 * np.e, "the first step was not tuned but forgotten"
 
 
 def test_default_for_a_gaussian_network():

@@ -54,6 +54,9 @@ def test_early_stopping_takes_each_member_where_it_was_best():
     np.testing.assert_array_equal(stopped.stats["stopped_epoch"], np.array([*epochs, -1])[losses.argmin(0)])
     np.testing.assert_allclose(stopped.stats["held_out_loss"], losses.min(0), rtol=1e-4)
     assert len(np.unique(stopped.stats["stopped_epoch"])) > 1
+    bound = NET.bind(X)
+    expected = [bound.log_joint(stopped.draw(i, 1), X, Y) for i in range(4)]
+    np.testing.assert_allclose(stopped.stats["log_joint"][:, 1], expected, rtol=1e-4)
     at = np.asarray(brg.predict(NET, stopped, X_HELD))
     np.testing.assert_allclose(((at - Y_HELD) ** 2).mean((2, 3)), losses.min(0), rtol=1e-4)
     with pytest.raises(ValueError, match="no recorded epochs"):
