@@ -184,6 +184,19 @@ def test_float32_is_as_good_as_float32_allows(spec):
     assert all(bool(jnp.isfinite(value).all()) for value in slope)
 
 
+@pytest.mark.parametrize("name", ["erf", "gelu", "gaussian"])
+def test_float32_holds_at_large_variances(name):
+    # Inputs of a thousand have variances of a million, beside which the 1 in (1 + a)(1 + b) − c² is nearly lost.
+    a = np.float32([1e2, 1e4, 1e6, 1e8])[:, None]
+    c = a * np.float32([1, 0.5, 0, -0.7])
+    got = theory.dual(name, a, a, c)[2], theory.dual_derivative(name, a, a, c)
+    with jax.enable_x64(True):
+        a, c = a.astype(float), c.astype(float)
+        exact = theory.dual(name, a, a, c)[2], theory.dual_derivative(name, a, a, c)
+    for value, truth in zip(got, exact, strict=True):
+        np.testing.assert_allclose(value, truth, rtol=1e-5)
+
+
 def test_bad_arguments_are_refused_by_name():
     with pytest.raises(ValueError, match="unknown activation 'reluu'.*relu"):
         theory.dual("reluu", 1.0, 1.0, 0.0)
