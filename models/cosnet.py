@@ -176,7 +176,8 @@ def field_figure(settings, cutoffs, exact, r, edges, measured, described):
         row[0].set_title(titles[method], loc="left")
         row[1].set_title(r"lines, both rows: $C_d\,\sigma_w^2(\Lambda)\,/\,(p^2 + m^2)$, $|p| < R$", loc="left")
         row[0].legend()
-        row[1].set_ylim(bottom=0.6 * np.min(power[:, -1]))
+    # Above the lines' end at R and, for the rows share the axis, as high as the highest point of either.
+    axes[0, 1].set_ylim(bottom=0.6 * min(np.min(power[:, -1]) for _, _, power, _ in measured.values()))
     axes[-1, 0].set_xlabel(r"distance $r$")
     axes[-1, 1].set_xlabel(r"momentum $p$")
     figure.suptitle(f"cos-net in d = {settings.dim}, {settings.width} units, m = {settings.mass:g}, "

@@ -62,6 +62,15 @@ def test_effective_variance_mass_and_radius_end_at_the_prior(run):
     assert {"field", "mass_flow"} <= set(run.figures)
 
 
+def test_every_measured_point_is_inside_its_axes(run):
+    experiment, run = run
+    flows = {method: experiment.flow_of(run, method) for method in ("independent", "fitted")}
+    for ax in experiment.extras(run, flows)["field"].axes:
+        low, high = ax.get_ylim()
+        points = np.concatenate([bars.lines[0].get_ydata() for bars in ax.containers])
+        assert (low < points).all() and (points < high).all()
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 def test_kappa4_of_a_sampled_cosnet(dim):
     # 200 000 networks of three units at four points. Tolerance 4 standard errors on 15 fourth cumulants (3 distinct

@@ -22,9 +22,10 @@ EPOCHS = (40, 120, 360)
 
 def check(train, scaling, widths, members):
     depth, width = len(widths), min(widths)
-    net = brg.mlp(widths, activation="relu", weight_std=WEIGHT_STD, bias_std=BIAS_STD, scaling=scaling)
+    std = [WEIGHT_STD / n**0.5 for n in (X.shape[1], *widths)] if scaling == "none" else WEIGHT_STD
+    net = brg.mlp(widths, activation="relu", weight_std=std, bias_std=BIAS_STD, scaling=scaling)
     described = dict(depth=depth, activation="relu", weight_var=WEIGHT_STD**2, bias_var=BIAS_STD**2, scaling=scaling,
-                     width=widths if scaling == "fan_in" else None)
+                     width=None if scaling == "ntk" else widths)
     # A rate that learns the stiffest direction in about twenty steps.
     theta = theory.ntk(X, **described, trained="all" if train == "all" else "readout")
     rate = float(0.05 * len(X) / np.linalg.eigvalsh(np.asarray(theta))[-1] / 2)
@@ -47,7 +48,7 @@ def check(train, scaling, widths, members):
     assert start > 12 * np.sqrt(scale / members) and np.trace(covs[-1]) < 0.7 * np.trace(prior)
 
 
-@pytest.mark.parametrize("train, scaling", [("readout", "ntk"), ("all", "ntk"), ("all", "fan_in")])
+@pytest.mark.parametrize("train, scaling", [("readout", "ntk"), ("all", "ntk"), ("all", "fan_in"), ("readout", "none")])
 def test_ensembles_of_wide_networks(train, scaling):
     check(train, scaling, (256,), 256)
 

@@ -50,7 +50,7 @@ def descent(
     depth, activation, weight_var, bias_var
         As for `theory.nngp`.
     scaling, width
-        As for `theory.ntk`: "fan_in" networks need their width.
+        As for `theory.ntk`: "fan_in" and "none" networks need their width.
 
     Returns
     -------
@@ -128,16 +128,17 @@ def descent_time(
         η of the ensemble.
     num_epochs : float or array
         E: full-batch steps.
-    scaling : {"ntk", "fan_in"}
+    scaling : {"ntk", "fan_in", "none"}
         Scaling of the network. With "fan_in" the readout's tangent kernel is width/weight_var times the "ntk"
         one, and t = 2 η E · width/weight_var is the time at which to read ``descent(scaling="ntk",
         kernel="nngp", bias_var=0)``. That factor is right for the readout's weights alone. When biases or
         earlier layers are trained as well, they do not share it: use ``descent(scaling="fan_in", width=...)``
-        with the plain t = 2 η E, which is ``descent_time`` with the default scaling.
+        with the plain t = 2 η E, which is ``descent_time`` with the default scaling. "none" goes like
+        "fan_in", with weight_var = std² · fan_in in all these places.
     width : int, optional
-        Last hidden width; needed for "fan_in" and refused otherwise.
+        Last hidden width; needed for "fan_in" and "none", refused otherwise.
     weight_var : float
-        σ_w² of the readout, for "fan_in".
+        σ_w² of the readout, for "fan_in"; std² · width for "none".
 
     Returns
     -------
@@ -150,14 +151,15 @@ def descent_time(
     if np.isnan(epochs).any() or (epochs < 0).any():
         raise ValueError(f"num_epochs must not be negative, got {num_epochs}")
     factor = 1.0
-    if scaling == "fan_in":
+    if scaling in ("fan_in", "none"):
         if width is None or width < 1 or not weight_var > 0:
             raise ValueError(
-                f"scaling='fan_in' needs width ≥ 1 and weight_var > 0, got {width} and {weight_var}"
+                f"scaling={scaling!r} needs width ≥ 1 and weight_var > 0, got {width} and {weight_var}"
             )
         factor = width / weight_var
     elif scaling != "ntk" or width is not None:
         raise ValueError(
-            f"scaling must be 'ntk' (without width) or 'fan_in' (with width), got {scaling!r}, {width!r}"
+            "scaling must be 'ntk' (without width), 'fan_in' or 'none' (with width), "
+            f"got {scaling!r}, {width!r}"
         )
     return 2.0 * learning_rate * factor * epochs

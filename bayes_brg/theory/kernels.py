@@ -41,7 +41,7 @@ def _check_inputs(x1, x2) -> tuple[Any, Any]:
     return x1, x2
 
 
-def _check_depth(depth, least: int = 1) -> int:
+def _check_depth(depth, least: int) -> int:
     if isinstance(depth, bool) or not isinstance(depth, numbers.Integral) or depth < least:
         raise ValueError(
             f"depth is the number of hidden layers, an integer of at least {least}; got {depth!r}"
@@ -136,7 +136,7 @@ def nngp(x1, x2=None, *, depth: int, activation: Any, weight_var: Any = 1.0, bia
     x1, x2 : array (n1, inputs), (n2, inputs)
         Points. Without x2 the kernel of x1 with itself, symmetric bit for bit.
     depth : int
-        Number of hidden layers, at least 1.
+        Number of hidden layers; 0 is the linear model, K¹.
     activation : str, callable, coefficients, or a sequence of them
         One for all hidden layers or one per layer; see `theory.activation`.
     weight_var, bias_var : float or array (depth + 1,)
@@ -146,12 +146,13 @@ def nngp(x1, x2=None, *, depth: int, activation: Any, weight_var: Any = 1.0, bia
     Returns
     -------
     Array (n1, n2)
-        In squared units of the output. Positive semidefinite to rounding.
+        In squared units of the output. Positive semidefinite to rounding. Float32 as JAX has it by default;
+        float64, for the accuracy of an oracle, with float64 points under ``jax.enable_x64(True)``.
 
     Raises
     ------
     ValueError
-        Shapes that do not match, non-finite inputs, negative variances, depth < 1, unknown activation.
+        Shapes that do not match, non-finite inputs, negative variances, depth < 0, unknown activation.
 
     Notes
     -----
@@ -179,13 +180,13 @@ def ntk(
     ----------
     x1, x2, depth, activation, weight_var, bias_var
         As for `nngp`.
-    scaling : {"ntk", "fan_in"}
+    scaling : {"ntk", "fan_in", "none"}
         How the network holds its parameters. "ntk": N(0, 1), multiplied by σ/√fan_in in the forward pass; the
         limit is finite. "fan_in": N(0, σ²/fan_in) used as they are; the kernel grows with the width, which
         must be given: a layer adds fan_in · V2 for its weights and 1 for its bias where the layer's bias_var
-        > 0.
+        > 0. "none" is the same kernel: there weight_var is std² · fan_in, one per layer.
     width : int or sequence of int (depth,)
-        Hidden widths, for "fan_in" only. Exact on average for one hidden layer; to a relative 1/width beyond.
+        Hidden widths, not for "ntk". Exact on average for one hidden layer; to a relative 1/width beyond.
     trained : {"all", "readout"}
         Which parameters move: all, or the last layer's only (then "ntk" gives the NNGP kernel itself).
 
@@ -196,7 +197,7 @@ def ntk(
     Raises
     ------
     ValueError
-        As `nngp`; unknown scaling or trained; width missing with "fan_in" or given with "ntk".
+        As `nngp`; unknown scaling or trained; width missing with "fan_in" or "none", or given with "ntk".
 
     Notes
     -----
@@ -227,7 +228,7 @@ def feature_moments(
 
 def _call(want, x1, x2, depth, activation, weight_var, bias_var, scaling, width):
     x1, x2 = _check_inputs(x1, x2)
-    depth = _check_depth(depth)
+    depth = _check_depth(depth, least=1 if want == "features" else 0)
     acts = _per_layer_activations(activation, depth)
     dtype = x1.dtype if x2 is None else jnp.result_type(x1.dtype, x2.dtype)
     weights = _per_layer_variance(weight_var, "weight_var", depth + 1, dtype)
@@ -248,11 +249,11 @@ def _gains(scaling, width, depth, inputs, weights, biases):
                 f"width={width!r} has no meaning for scaling='ntk', whose kernel does not depend on it"
             )
         return weights, biases
-    if scaling != "fan_in":
-        raise ValueError(f"scaling must be 'ntk' or 'fan_in', got {scaling!r}")
-    if width is None:
-        raise ValueError("scaling='fan_in' needs width=: its tangent kernel grows with the hidden widths")
-    widths = (width,) * depth if isinstance(width, numbers.Integral) else tuple(width)
+    if scaling not in ("fan_in", "none"):
+        raise ValueError(f"scaling must be 'ntk', 'fan_in' or 'none', got {scaling!r}")
+    if width is None and depth:
+        raise ValueError(f"scaling={scaling!r} needs width=: its tangent kernel grows with the hidden widths")
+    widths = (width,) * depth if width is None or isinstance(width, numbers.Integral) else tuple(width)
     if len(widths) != depth or not all(isinstance(n, int | np.integer) and n >= 1 for n in widths):
         raise ValueError(f"width must be a positive integer or one per hidden layer ({depth}), got {width!r}")
     fan_in = np.asarray((inputs, *widths), weights.dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _REACH = 8.5  # standard deviations kept by the panels: the density beyond is under 1e-16
+_ORDERS = 5  # f and the derivatives searched for jumps: those of the fifth are lost in rounding and cost 1e-6 or less
 
 
 def correlation(a, b, c):
@@ -60,7 +61,9 @@ class Dilation:
 
 @functools.lru_cache(maxsize=256)
 def find_kinks(function: Callable) -> tuple[float, ...]:
-    """Places in |u| ≤ 25 where f' or f'' jumps, by bisecting every cell of a grid towards its largest change.
+    """Places in |u| ≤ 25 where a derivative of f up to the fourth jumps.
+
+    Every cell of a grid is bisected towards its largest change.
 
     After 40 halvings the change over a cell is rounding for a smooth function and the jump itself otherwise.
     """
@@ -69,7 +72,7 @@ def find_kinks(function: Callable) -> tuple[float, ...]:
     found: list[float] = []
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         derivative: Callable = function
-        for order in range(3):
+        for order in range(_ORDERS):
             rule = jax.jit(derivative)
             left, right = grid[:-1], grid[1:]
             at_left, at_right = _evaluate(rule, left, name), _evaluate(rule, right, name)
@@ -86,11 +89,8 @@ def find_kinks(function: Callable) -> tuple[float, ...]:
                 right, at_right = np.where(lower, middle, right), np.where(lower, at_middle, at_right)
                 left, at_left = np.where(lower, left, middle), np.where(lower, at_left, at_middle)
             jumps = left[finite & (np.abs(at_right - at_left) > 1e-4 * size)]
-            if order == 0 and jumps.size:
-                raise ValueError(
-                    f"activation {name} jumps at u = {jumps[0]:.6g}: discontinuous activations have no NTK "
-                    "and no rule here; use a continuous one"
-                )
+            if order == 0:
+                _refuse_jumps(jumps, name)
             found.extend(round(float(place), 9) + 0.0 for place in jumps)
             derivative = Derivative(derivative)
     kinks: list[float] = []
@@ -105,13 +105,31 @@ def find_kinks(function: Callable) -> tuple[float, ...]:
     return tuple(kinks)
 
 
+def check_continuous(function: Callable, places: tuple[float, ...]) -> None:
+    """Refuse a callable that jumps at one of the places where its kinks were said to be."""
+    name, u = getattr(function, "__name__", type(function).__name__), np.asarray(places, dtype=float)
+    step = 1e-9 * (1 + np.abs(u))
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        left, right, low, high = (_evaluate(function, v, name) for v in (u - step, u + step, u - 1, u + 1))
+    size = np.max(np.abs([left, right, low, high]), axis=0)
+    _refuse_jumps(u[np.abs(right - left) > 1e-4 * size], name)
+
+
+def _refuse_jumps(jumps, name):
+    if len(jumps):
+        raise ValueError(
+            f"activation {name} jumps at u = {jumps[0]:.6g}: discontinuous activations have no NTK "
+            "and no rule here; use a continuous one"
+        )
+
+
 def _evaluate(function, u, name):
     try:
         values = np.asarray(function(jnp.asarray(u)), dtype=float)
     except (jax.errors.JAXTypeError, TypeError) as error:
         raise ValueError(
             f"activation {name} could not be evaluated on an array: it must be elementwise, made of JAX "
-            "operations and not depend on traced values (or declare its kinks with activation(f, kinks=...))"
+            "operations and not depend on traced values"
         ) from error
     if values.shape != u.shape:
         raise ValueError(f"activation {name} maps shape {u.shape} to {values.shape}: it must be elementwise")

@@ -1,4 +1,4 @@
-"""Cost of a large NNGP against the arithmetic it needs, in one run; `pytest -m slow -s` prints it."""
+"""A large NNGP: its cost against the arithmetic it needs, its symmetry, its positivity. `pytest -m slow -s` prints."""
 
 import time
 
@@ -46,6 +46,8 @@ def test_nngp_costs_at_most_three_times_its_arithmetic():
         return theory.nngp(x, depth=DEPTH, activation="relu", weight_var=WEIGHT_VAR, bias_var=BIAS_VAR)
 
     np.testing.assert_allclose(ours(), plain(x), rtol=2e-3)
+    kernel = np.asarray(ours(), np.float64)
+    assert (kernel == kernel.T).all() and np.linalg.eigvalsh(kernel)[0] > 0
     mine, least = fastest(ours, lambda: plain(x))
     print(f"\nnngp 2000x2000 depth {DEPTH}: {mine:.3f} s, plain {least:.3f} s, ratio {mine / least:.2f}")
     assert mine <= 3 * least

@@ -53,6 +53,17 @@ def test_limits_in_time(x64):
     np.testing.assert_allclose(cov, np.zeros((5, 5)), atol=1e-9)
 
 
+def test_a_linear_model_descends_exactly():
+    # Gradient flow on ½·mean (y − x w/√3 · σ − b σ_b)² from Gaussian (w, b), by the matrix exponential of its Hessian.
+    time, gain = 2.0, np.append(np.full(3, np.sqrt(1.5 / 3)), np.sqrt(0.1))
+    design, test = (np.hstack([x, np.ones((len(x), 1))]) * gain for x in (X, X_TEST))
+    rates, modes = np.linalg.eigh(design.T @ design / len(X))
+    stay = (modes * np.exp(-rates * time)) @ modes.T
+    mean, cov = theory.descent(X, Y, X_TEST, t=time, **dict(NETWORK, depth=0))
+    np.testing.assert_allclose(mean, test @ (np.eye(4) - stay) @ np.linalg.lstsq(design, Y, rcond=None)[0], atol=1e-12)
+    np.testing.assert_allclose(cov, test @ stay @ stay @ test.T, atol=1e-12)
+
+
 def test_shapes_rates_and_repeated_points():
     options = dict(kernel="ntk", **NETWORK)
     times = np.array([0.0, 1.0, 10.0, np.inf])
@@ -118,7 +129,7 @@ def test_bad_arguments_are_refused_by_name():
         (dict(learning_rate=0.0), "learning_rate must be"),
         (dict(y_train=Y[:3]), r"y_train must have shape \(5,\)"),
         (dict(x_test=X_TEST[:, :2]), "different numbers of inputs"),
-        (dict(depth=0), "depth"),
+        (dict(depth=-1), "depth"),
         (dict(activation="swish!"), "unknown activation"),
         (dict(scaling="fan_in"), "needs width"),
         (dict(x_train=np.full((5, 3), np.nan)), r"x_train is not finite at index \(0, 0\)"),
@@ -128,8 +139,10 @@ def test_bad_arguments_are_refused_by_name():
             theory.descent(**arguments)
     with pytest.raises(ValueError, match="needs width"):
         theory.descent_time(0.1, 10, scaling="fan_in")
-    with pytest.raises(ValueError, match="scaling must be"):
+    with pytest.raises(ValueError, match="scaling='none' needs width"):
         theory.descent_time(0.1, 10, scaling="none")
+    with pytest.raises(ValueError, match="scaling must be"):
+        theory.descent_time(0.1, 10, scaling="mup")
     with pytest.raises(ValueError, match="num_epochs"):
         theory.descent_time(0.1, -10)
     assert theory.descent_time(0.1, 10) == 2.0

@@ -113,19 +113,25 @@ def test_kinked_callables_agree_with_closed_forms(x64):
 
 
 @pytest.mark.parametrize(
-    "f, kinks", [(jax.nn.relu6, (0, 6)), (jax.nn.hard_tanh, (-1, 1)), (jax.nn.elu, (0,))]
+    "f, kinks",
+    [(jax.nn.relu6, (0, 6)), (jax.nn.hard_tanh, (-1, 1)), (jax.nn.elu, (0,))]
+    + [(lambda u: hinge(u) ** 3, (0,)), (lambda u: hinge(u - 0.5) ** 4, (0.5,))],
 )
 def test_kinked_callables_match_a_brute_force_grid(x64, f, kinks):
     assert theory.activation(f).kinks == kinks
     a, b, c = 1.3, 2.5, 1.1
-    np.testing.assert_allclose(theory.dual(f, a, b, c)[2], brute(f, f, a, b, c), rtol=6e-5)
+    # The grid's midpoint rule, not ours, is what limits: it is the better the smoother f is.
+    rough = f in (jax.nn.relu6, jax.nn.hard_tanh, jax.nn.elu)
+    np.testing.assert_allclose(
+        theory.dual(f, a, b, c)[2], brute(f, f, a, b, c), rtol=6e-5 if rough else 1e-7
+    )
     np.testing.assert_allclose(
         theory.dual_derivative(f, a, b, c), brute(slope_of(f), slope_of(f), a, b, c), rtol=6e-3
     )
 
 
 def test_smooth_callables_have_no_kinks_and_need_no_splitting(x64):
-    for f in (jax.nn.gelu, jax.nn.softplus, lambda u: jnp.tanh(20 * u), lambda u: jnp.exp(-u * u)):
+    for f in (jax.nn.gelu, jax.nn.mish, jax.nn.softplus, lambda u: jnp.tanh(20 * u), lambda u: jnp.exp(-u * u)):
         assert theory.activation(f).kinks == ()
     ours = theory.dual(lambda u: jnp.exp(-u * u), 1.0, 0.5, 0.3)
     np.testing.assert_allclose(ours, theory.dual("rbf", 1.0, 0.5, 0.3), atol=1e-12)
@@ -142,10 +148,24 @@ def test_error_estimate_covers_the_error(x64):
     fine = theory.dual(theory.activation(steep, kinks=(0.0,)), *at)[2]
     error = abs(theory.dual(steep, *at)[2] - fine)
     estimate = theory.dual_error(steep, *at)[2]
-    assert 1e-7 < error < 10 * estimate < 1e-1
+    assert 1e-7 < error < estimate < 10 * error
     assert theory.dual_error("tanh", 1.0, 1.0, 0.5)[2] < 1e-12
     assert theory.dual_error(theory.activation(steep, kinks=(0.0,)), *at)[2] < 1e-6
     assert float(theory.dual_error("relu", 1.0, 1.0, 0.5)[2]) == 0
+
+
+@pytest.mark.parametrize("f, place", [
+    (hinge, 0.0), (lambda u: hinge(u - 0.6), 0.6), (lambda u: jnp.tanh(20 * u), 0.0), (lambda u: hinge(u) ** 2, 0.0),
+])
+def test_error_estimate_covers_gauss_hermite_that_has_not_converged(x64, f, place):
+    a, b, c = np.array([[1.0, 1.0, 0.5], [2.0, 2.0, 2.0], [3.0, 2.0, -1.0], [25.0, 16.0, -10.0]]).T
+    near = tuple(place + step for step in (-0.3, -0.1, 0.0, 0.1, 0.3))  # panels that resolve a step of width 1/20
+    smooth = theory.activation(f, kinks=())
+    exact = theory.dual(theory.activation(f, kinks=near), a, b, c)
+    errors = [abs(x - y) for x, y in zip(theory.dual(smooth, a, b, c), exact, strict=True)]
+    assert np.max(errors[2] / exact[2]) > 1e-5
+    for error, estimate in zip(errors, theory.dual_error(smooth, a, b, c), strict=True):
+        assert (error < estimate + 1e-12).all() and (estimate < 20 * error + 1e-9).all()
 
 
 @pytest.mark.parametrize("spec", [*NAMES, hinge, wiggle, jnp.cosh], ids=lambda a: getattr(a, "__name__", str(a)))
@@ -164,6 +184,19 @@ def test_float32_is_as_good_as_float32_allows(spec):
     assert all(bool(jnp.isfinite(value).all()) for value in slope)
 
 
+@pytest.mark.parametrize("name", ["erf", "gelu", "gaussian"])
+def test_float32_holds_at_large_variances(name):
+    # Inputs of a thousand have variances of a million, beside which the 1 in (1 + a)(1 + b) − c² is nearly lost.
+    a = np.float32([1e2, 1e4, 1e6, 1e8])[:, None]
+    c = a * np.float32([1, 0.5, 0, -0.7])
+    got = theory.dual(name, a, a, c)[2], theory.dual_derivative(name, a, a, c)
+    with jax.enable_x64(True):
+        a, c = a.astype(float), c.astype(float)
+        exact = theory.dual(name, a, a, c)[2], theory.dual_derivative(name, a, a, c)
+    for value, truth in zip(got, exact, strict=True):
+        np.testing.assert_allclose(value, truth, rtol=1e-5)
+
+
 def test_bad_arguments_are_refused_by_name():
     with pytest.raises(ValueError, match="unknown activation 'reluu'.*relu"):
         theory.dual("reluu", 1.0, 1.0, 0.0)
@@ -177,6 +210,8 @@ def test_bad_arguments_are_refused_by_name():
         theory.dual("relu", 1.0, np.array([1.0, np.nan]), 0.0)
     with pytest.raises(ValueError, match="jumps at u"):
         theory.activation(jnp.sign)
+    with pytest.raises(ValueError, match="jumps at u = 0.5: discontinuous"):
+        theory.activation(lambda u: jnp.where(u > 0.5, u, 0.0), kinks=(0.0, 0.5))
     with pytest.raises(ValueError, match="kinks in"):
         theory.activation(lambda u: jnp.abs(jnp.sin(3 * u)))
     with pytest.raises(ValueError, match="elementwise"):

@@ -21,6 +21,9 @@ def test_published_numbers(x64):
             theory.ntk(x, other, depth=depth, activation="relu", **SETTINGS), [[ntk]], atol=1e-9
         )
     pair = np.array([[1, 0.5, -0.3], [-0.2, 0.8, 1.1]])
+    for kernel in (theory.nngp, theory.ntk):  # a linear model: K¹ = Θ¹
+        first = kernel(pair, depth=0, activation="relu", weight_var=1.5, bias_var=0.1)
+        np.testing.assert_allclose(first, [[0.77, 0.035], [0.035, 1.045]], atol=1e-15)
     for name, numbers in (
         ("relu", (0.608125, 0.7628125, 0.4243163322)),
         ("erf", (0.7036201754, 0.7363300931, 0.1936564084)),
@@ -100,6 +103,13 @@ def test_fan_in_ntk_of_one_hidden_layer_in_closed_form(x64):
     V2 = theory.dual("erf", a[:, None], a, gram)[2]
     slope = theory.dual_derivative("erf", a[:, None], a, gram)
     np.testing.assert_allclose(got, 50 * V2 + 1.3 * slope * (x @ x.T) / 1.0, rtol=1e-12)
+
+
+def test_scaling_none_holds_its_parameters_as_fan_in_does():
+    # Weights N(0, s²) are N(0, σ_w²/fan_in) with σ_w² = s² fan_in.
+    options = dict(depth=2, activation="relu", weight_var=0.01 * np.array([3, 30, 20]), bias_var=0.1, width=(30, 20))
+    none, fan_in = (theory.ntk(POINTS, scaling=scaling, **options) for scaling in ("none", "fan_in"))
+    np.testing.assert_array_equal(none, fan_in)
 
 
 def test_readout_training_is_the_nngp():
@@ -210,7 +220,8 @@ def test_bad_arguments_are_refused_by_name():
         return kernel(x1, x2, **dict(dict(depth=1, activation="relu"), **options))
 
     for options, words in [
-        (dict(depth=0), "depth .* at least 1; got 0"),
+        (dict(depth=-1), "depth .* at least 0; got -1"),
+        (dict(depth=0, kernel=theory.feature_moments), "depth .* at least 1; got 0"),
         (dict(depth=1.5), "got 1.5"),
         (dict(activation="swoosh"), "unknown activation 'swoosh'"),
         (dict(depth=3, activation=["relu", "erf"]), "2 activations for depth 3"),
