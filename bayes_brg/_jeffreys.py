@@ -61,7 +61,8 @@ class JeffreysFlow(Flow):
         """Which parameters of each member are sloppy, (T, P)."""
         values = self.metric.flat_stiffness()
         lead = self.posterior.size if self.metric.per_draw else 1
-        below = np.concatenate([np.asarray(values[s]).reshape(lead, -1) for s in self.spec.sites], axis=1) < working(cutoff)
+        flat = np.concatenate([np.asarray(values[s]).reshape(lead, -1) for s in self.spec.sites], axis=1)
+        below = flat < working(cutoff)
         return np.broadcast_to(below, (self.posterior.size, below.shape[1]))
 
     def _draw(self, mask: np.ndarray, members: Params, index: np.ndarray, cutoff: float) -> dict[str, np.ndarray]:

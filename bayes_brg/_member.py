@@ -59,7 +59,7 @@ def blend(alpha: jax.Array, beta: jax.Array, theta: jax.Array, theta0: jax.Array
 
 
 def mean_one(geometry: Geometry, theta: Params, x: Any) -> Params:
-    """Prior mean m_p of one draw in the metric's coordinates, given its parents; parents that flow are at their mean."""
+    """Prior mean m_p of one draw in the metric's coordinates, given its parents; those that flow are at their mean."""
     bound = geometry.bound
     parents = {p for ps in bound.parents(x).values() for p in ps}
     given = {s: v for s, v in theta.items() if s not in geometry.sites}

@@ -195,7 +195,7 @@ def restricted(metric: Metric, site: str, posterior: Posterior | None) -> Metric
         return replace(metric, geometry=geometry, sem=sem, held_draws=draws, held_shared=shared)
     if not metric.per_draw:
         draws = {k: shared.pop(k) for k in ("params", "draw")}
-    amount, rank = shared.pop("amount", 1.0), metric._held["modes"][0]["values"].shape[-1]
+    amount, rank = float(shared.pop("amount", 1.0)), metric._held["modes"][0]["values"].shape[-1]  # type: ignore[arg-type]
     one = draws["params"] if not metric.per_draw else jax.tree.map(lambda a: a[0], draws["params"])
     rows = num_points(metric.x) * _spectrum.num_responses(geometry, one, shared["data"], shared.get("key"))
     geometry = replace(geometry, blocks=_spectrum.plan(geometry, rows, ((site,),)))

@@ -375,8 +375,8 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
         One prior draw θ₀ for each (chain, draw) comes from it, whatever the cutoffs asked for.
     refill : {"prior", "zero", "jeffreys"}
         What sloppy parameters become: a prior draw (96), given the draw's own parents in a hierarchical model; the
-        prior mean in the metric's coordinates (pruning); or a draw from the Jeffreys prior ∝ √det I_<(θ_<, θ_>) (54), for up to eight sloppy
-        parameters of bounded support.
+        prior mean in the metric's coordinates (pruning); or a draw from the Jeffreys prior ∝ √det I_<(θ_<, θ_>) (54),
+        for up to eight sloppy parameters of bounded support.
     regulator : {"sharp"}, `unlearning(num_data)`, or callable α(λ, Λ)
         A callable is used variance preserving, β² = 1 − α².
     bounds : mapping of site name to (low, high), optional
@@ -441,8 +441,8 @@ def _check_unlearning(metric: Metric, posterior: Posterior) -> None:
         raise ValueError("un-learning is exact in the prior-whitened metric only; pass whiten=True to brg.fisher")
     amount = metric.arrays()[1].get("amount", 1.0)
     if amount != 1:
-        raise ValueError(f"un-learning counts data in 1/Λ, so it needs stiffness per datum, not that of {amount:g} data: "
-                         "pass the metric without .total")
+        raise ValueError(f"un-learning counts data in 1/Λ, so it needs stiffness per datum, not that of {amount:g} "
+                         "data: pass the metric without .total")
     for s, parents in metric.bound.parents(metric.x).items():
         both = [p for p in parents if p in metric.sites]
         if s in metric.sites and both:
@@ -453,8 +453,8 @@ def _check_unlearning(metric: Metric, posterior: Posterior) -> None:
         scales = map_draws(prior_one, (metric.geometry,), draws, (metric.x,))[1]
         for s, scale in metric.arrays()[1]["scale"].items():
             if not np.allclose(scales[s], scale, rtol=1e-4):
-                raise ValueError(f"the prior scale of site {s!r} differs from draw to draw, so that one metric cannot be "
-                                 "whitened for all of them; compute the metric with at='draw'")
+                raise ValueError(f"the prior scale of site {s!r} differs from draw to draw, so that one metric cannot "
+                                 "be whitened for all of them; compute the metric with at='draw'")
     params = {s: v[0] for s, v in metric.arrays()[0]["params"].items()} if metric.per_draw else \
         metric.arrays()[1]["params"]
     trace = metric.bound.trace(params, metric.x)

@@ -110,7 +110,8 @@ def test_zero_refill_goes_to_the_prior_mean_in_the_metrics_coordinates(x64):
 
     def end(coordinates, kind, **rule):
         metric = brg.fisher(model, draws, X, kind=kind, coordinates=coordinates)
-        return brg.renormalize(model, draws, metric, cutoffs=[0.0], key=KEY, refill="zero", **rule).at(1e30).samples["w"]
+        flow = brg.renormalize(model, draws, metric, cutoffs=[0.0], key=KEY, refill="zero", **rule)
+        return flow.at(1e30).samples["w"]
 
     np.testing.assert_allclose(end("native", "diagonal"), 2.0)
     for kind in ("diagonal", "full"):
