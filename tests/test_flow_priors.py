@@ -65,12 +65,18 @@ def test_the_prior_mean_is_that_of_each_draw(at, kind, relatives):
 
 
 def test_flowing_parents_take_their_mean_along(relatives):
-    """Zero refill of a whole family ends at one point; a smooth flow has a mean that no draw's old parent moves."""
+    """Where parents flow too, m_p is one point for all draws: no draw's old parent moves it."""
     metric = brg.fisher(family, relatives, X, sites=("mu", "tau", "w"))
     end = brg.renormalize(family, relatives, metric, cutoffs=[0.0], key=KEY, refill="zero").at(np.inf).samples
     np.testing.assert_allclose(end["w"], 1.0)
     np.testing.assert_allclose(end["mu"], 1.0)
     np.testing.assert_allclose(end["tau"], 2 * np.sqrt(2 / np.pi))
+    both = brg.Posterior({s: relatives.samples[s] for s in ("mu", "w")})
+    metric = brg.fisher(location, both, X, sites=("mu", "w"))
+    flow = brg.renormalize(location, both, metric, cutoffs=[0.0], key=KEY, regulator=smooth)
+    a = smooth(np.diag(X.T @ X) / len(X) / NOISE**2, 0.7)  # m_p = 0
+    expected = a * both.samples["w"] + np.sqrt(1 - a**2) * np.asarray(flow.at(np.inf).samples["w"])
+    np.testing.assert_allclose(flow.at(0.7).samples["w"], expected, atol=1e-11)
 
 
 def test_unlearning_refuses_what_it_cannot_invert(relatives):
