@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ._checks import check_count, check_positive
+from ._checks import check_choice, check_count, check_positive
 
 __all__ = ["CriticalScale", "critical_scale", "variance_scale"]
 
@@ -66,6 +66,7 @@ def critical_scale(loss: xr.DataArray, *, definition: str = "loss_ratio", ratio:
     -------
     CriticalScale
     """
+    check_choice(definition, "definition", ("loss_ratio", "knee"))
     scales = _check(loss, ratio)
     values = np.asarray(loss.transpose("cutoff", "chain", "draw")).reshape(len(scales), -1)
     values = values[:, np.isfinite(values[0])]

@@ -13,12 +13,14 @@ import numpy as np
 from numpyro.distributions import constraints
 
 from ._map import map_draws
-from .flow import Flow, check_cutoffs, renormalized
+from ._member import coupled_axes
+from .flow import Flow, check_cutoff, check_cutoffs, renormalized, working
 from .model import Params, name_key
 from .posterior import Posterior, predict
 
 MAX_SLOPPY = 8
 NODES = 4096
+STARTS = 16
 WARMUP = 300
 STEPS = 20  # after warm-up, so that a draw no longer depends on the adaptation
 BLOCK = 2000  # members drawn at once
@@ -30,13 +32,18 @@ class JeffreysFlow(Flow):
 
     The sloppy set changes with Λ, and with it the law; a member's random numbers still come from the key and its
     number alone.
+
+    Attributes
+    ----------
+    low, high : dict of site to array
+        Ends of the interval of each entry, flat.
     """
 
-    low: Any = field(default=None, repr=False)
-    high: Any = field(default=None, repr=False)
+    low: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    high: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def at(self, cutoff: float) -> Posterior:
-        cutoff = float(check_cutoffs(cutoff)[0])
+        cutoff = check_cutoff(cutoff)
         if cutoff == 0:
             return self.posterior
         sloppy = self._sloppy(cutoff)
@@ -54,7 +61,8 @@ class JeffreysFlow(Flow):
         """Which parameters of each member are sloppy, (T, P)."""
         values = self.metric.flat_stiffness()
         lead = self.posterior.size if self.metric.per_draw else 1
-        below = np.concatenate([np.asarray(values[s]).reshape(lead, -1) for s in self.spec.sites], axis=1) < cutoff
+        flat = np.concatenate([np.asarray(values[s]).reshape(lead, -1) for s in self.spec.sites], axis=1)
+        below = flat < working(cutoff)
         return np.broadcast_to(below, (self.posterior.size, below.shape[1]))
 
     def _draw(self, mask: np.ndarray, members: Params, index: np.ndarray, cutoff: float) -> dict[str, np.ndarray]:
@@ -63,13 +71,14 @@ class JeffreysFlow(Flow):
         if len(chosen) > MAX_SLOPPY:
             raise ValueError(f"{len(chosen)} parameters are sloppy at Λ = {cutoff:g}; a Jeffreys refill draws at most "
                              f"{MAX_SLOPPY} together: lower the cutoff, or use refill='prior'")
+        low, high = (np.concatenate([ends[s] for s in self.spec.sites]) for ends in (self.low, self.high))
         for i in chosen:
-            if not (np.isfinite(self.low[i]) and np.isfinite(self.high[i])):
+            if not (np.isfinite(low[i]) and np.isfinite(high[i])):
                 raise ValueError(f"the Jeffreys prior of {self._name(i)} is improper on an unbounded support, so it "
                                  f"cannot refill it at Λ = {cutoff:g}; pass bounds={{{self._name(i).split('[')[0]!r}: "
                                  "(low, high)}, or use refill='prior'")
         flat = np.concatenate([np.asarray(members[s]).reshape(len(index), -1) for s in self.spec.sites], axis=1)
-        shared = self.metric.arrays()[1], jnp.asarray(self.low), jnp.asarray(self.high)
+        shared = self.metric.arrays()[1], jnp.asarray(low), jnp.asarray(high)
         blocks = [slice(i, i + BLOCK) for i in range(0, len(index), BLOCK)]
         draws = np.concatenate([self._draw_block(chosen, {s: v[b] for s, v in members.items()}, flat[b], index[b],
                                                  shared)
@@ -138,17 +147,26 @@ def jeffreys_flow(flow: Flow, bounds: Mapping[str, tuple]) -> JeffreysFlow:
     for s in bounds:
         if s not in flow.spec.sites:
             raise ValueError(f"bounds name site {s!r}, which does not flow; flowing: {', '.join(flow.spec.sites)}")
-    low: list[np.ndarray] = []
-    high: list[np.ndarray] = []
+    low: dict[str, np.ndarray] = {}
+    high: dict[str, np.ndarray] = {}
     for s in flow.spec.sites:
         site = flow.spec.bound.site(s)
-        a, b = bounds.get(s, _bounds(site.support))
-        for values, end in ((low, a), (high, b)):
-            values.append(np.ravel(np.broadcast_to(np.asarray(end, float), site.shape)))
-        if (low[-1] >= high[-1]).any():
-            raise ValueError(f"bounds of site {s!r} must be (low, high) with low < high, got {(a, b)}")
+        if coupled_axes(site.support):
+            raise ValueError(f"the support of site {s!r} ties its entries together ({site.support}), and a Jeffreys "
+                             "refill draws each entry within an interval of its own; leave the site out with sites= of "
+                             "brg.fisher, or use refill='prior'")
+        ends = _bounds(site.support)
+        given = bounds.get(s, ends)
+        if np.ndim(given) == 0 or len(given) != 2:
+            raise ValueError(f"bounds of site {s!r} must be (low, high), got {given!r}")
+        a, b = (np.ravel(np.broadcast_to(np.asarray(end, float), site.shape)) for end in given)
+        if not (a < b).all():
+            raise ValueError(f"bounds of site {s!r} must be (low, high) with low < high, got {given}")
+        if (a < np.ravel(ends[0])).any() or (b > np.ravel(ends[1])).any():
+            raise ValueError(f"bounds {given} of site {s!r} reach outside its support, {ends}")
+        low[s], high[s] = a, b
     parts = {f.name: getattr(flow, f.name) for f in fields(Flow)}
-    return JeffreysFlow(**parts, low=np.concatenate(low), high=np.concatenate(high))
+    return JeffreysFlow(**parts, low=low, high=high)
 
 
 def _bounds(support: Any) -> tuple[Any, Any]:
@@ -156,8 +174,6 @@ def _bounds(support: Any) -> tuple[Any, Any]:
         support = support.base_constraint
     if isinstance(support, type(constraints.unit_interval)):
         return 0.0, 1.0
-    if support.event_dim:
-        return -np.inf, np.inf
     return getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
 
 
@@ -174,8 +190,14 @@ def _half_log_det(spec: Any, chosen: tuple[int, ...], theta: Params, values: jax
     rows = spec.geometry.rows(params, batch, None, spec.sites)
     factor = jnp.concatenate([r.reshape(*r.shape[:2], -1) for r in rows.values()], axis=-1)
     factor = factor[..., jnp.array(chosen)].reshape(-1, len(chosen))
-    sign, log_det = jnp.linalg.slogdet(factor.T @ factor / n)
-    return jnp.where(sign > 0, 0.5 * log_det, -jnp.inf)
+    # In units in which the diagonal is 1, a block is singular where its least eigenvalue is within rounding of 0.
+    length = jnp.sqrt(jnp.sum(factor**2, axis=0) / n)
+    scaled = factor / jnp.where(length > 0, length, 1.0)
+    gram = scaled.T @ scaled / n
+    log_det = jnp.linalg.slogdet(gram)[1] + 2 * jnp.sum(jnp.log(jnp.where(length > 0, length, 1.0)))
+    least = jnp.linalg.eigvalsh(jax.lax.stop_gradient(gram))[0]
+    floor = 8 * len(chosen) * jnp.finfo(gram.dtype).eps
+    return jnp.where((least > floor) & jnp.all(length > 0), 0.5 * log_det, -jnp.inf)
 
 
 def _log_density(spec: Any, chosen: tuple[int, ...], theta: Params, shared: dict, low: jax.Array, high: jax.Array):
@@ -225,9 +247,12 @@ def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: dict, key: jax.Arr
     def unbounded(u):
         return log_density(jnp.pi / 2 * jax.nn.sigmoid(u)) + jnp.sum(jax.nn.log_sigmoid(u) + jax.nn.log_sigmoid(-u))
 
-    warm_key, run_key = jax.random.split(_member_key(key, member["index"]))
+    start_key, warm_key, run_key = jax.random.split(_member_key(key, member["index"]), 3)
+    # Started from the likeliest of a few places: the middle may be singular, as the origin of a network's weights is.
+    places = jax.random.logistic(start_key, (STARTS, len(chosen)))
+    start = places[jnp.argmax(jax.lax.map(unbounded, places))]
     adapt = blackjax.window_adaptation(blackjax.nuts, unbounded)
-    (state, parameters), _ = adapt.run(warm_key, jnp.zeros(len(chosen)), num_steps=WARMUP)
+    (state, parameters), _ = adapt.run(warm_key, start, num_steps=WARMUP)
     step = blackjax.nuts(unbounded, **parameters).step
     state, _ = jax.lax.scan(lambda s, k: (step(k, s)[0], None), state, jax.random.split(run_key, STEPS))
     u = jnp.where(jnp.isfinite(unbounded(state.position)), state.position, jnp.nan)

@@ -58,11 +58,29 @@ def blend(alpha: jax.Array, beta: jax.Array, theta: jax.Array, theta0: jax.Array
     return exact.astype(theta.dtype)
 
 
-def _refill_one(spec: FlowSpec, theta: Params, key: jax.Array, x: Any) -> Params:
+def mean_one(geometry: Geometry, theta: Params, x: Any) -> Params:
+    """Prior mean m_p of one draw in the metric's coordinates, given its parents; those that flow are at their mean."""
+    bound = geometry.bound
+    parents = {p for ps in bound.parents(x).values() for p in ps}
+    given = {s: v for s, v in theta.items() if s not in geometry.sites}
+    flowing = bound.prior_mean(x, given, tuple(s for s in geometry.sites if s in parents))
+    return geometry.prior({**theta, **flowing}, x)[0]
+
+
+def _mean(spec: FlowSpec, member: dict, shared: dict) -> Params:
+    """m_p of one member, as large as the sites."""
+    held = member["mean"] if "mean" in member else shared["mean"]
+    dtype = jnp.result_type(*(member["theta"][s] for s in spec.sites))
+    return {s: jnp.broadcast_to(jnp.asarray(held[s], dtype), shape) for s, shape in spec.geometry.shapes().items()}
+
+
+def _refill_one(spec: FlowSpec, member: dict, shared: dict) -> Params:
     """θ₀ of one member on the flowing sites: a prior draw given the sites that do not flow, or the prior mean."""
-    given = {s: v for s, v in theta.items() if s not in spec.sites}
     if spec.refill == "zero":
-        return spec.bound.prior_mean(x, given, spec.sites)
+        return spec.geometry.native(_mean(spec, member, shared))
+    theta, x = member["theta"], shared["metric"]["data"]["x"]
+    key = jax.random.fold_in(shared["key"], member["index"])
+    given = {s: v for s, v in theta.items() if s not in spec.sites}
     if isinstance(spec.bound, BoundNetwork):
         return spec.bound.draw_prior(key, x, sites=spec.sites)
     return {s: v for s, v in spec.bound.draw_prior(key, x, given).items() if s in spec.sites}
@@ -72,10 +90,8 @@ def member_flow(spec: FlowSpec, member: dict, shared: dict) -> Callable[[jax.Arr
     """θ_Λ of one member as a function of Λ: all sites, native coordinates."""
     geometry, regulator, theta = spec.geometry, spec.regulator, member["theta"]
     arrays = member["metric"], shared["metric"]
-    key = jax.random.fold_in(shared["key"], member["index"])
-    theta0 = _refill_one(spec, theta, key, shared["metric"]["data"]["x"])
+    theta0, m = _refill_one(spec, member, shared), _mean(spec, member, shared)
     values = geometry.spectrum(arrays)
-    mean = member["mean"] if "mean" in member else shared["mean"]
 
     if spec.native:
         for s in spec.sites:  # entries whose support ties them together go together, by the stiffest of them
@@ -85,10 +101,9 @@ def member_flow(spec: FlowSpec, member: dict, shared: dict) -> Callable[[jax.Arr
 
         def step(cutoff):
             return {s: blend(regulator.alpha(values[s], cutoff), regulator.beta(values[s], cutoff), theta[s], theta0[s],
-                             mean[s]) for s in spec.sites}
+                             m[s]) for s in spec.sites}
     else:
         u, u0 = geometry.coords(theta), geometry.coords({**theta, **theta0})
-        m = {s: jnp.broadcast_to(jnp.asarray(mean[s], u[s].dtype), u[s].shape) for s in spec.sites}
 
         def step(cutoff):
             if geometry.kind == "diagonal":
@@ -140,9 +155,7 @@ def _outputs_one(spec: FlowSpec, member: dict, shared: dict) -> jax.Array:
     # units sorted by falling stiffness (theory §2).
     theta = _readout(bound, member["theta"])
     stiffness = _readout_stiffness(spec, member, shared)
-    key = jax.random.fold_in(shared["key"], member["index"])
-    start = _readout(bound, {**member["theta"],
-                             **_refill_one(spec, member["theta"], key, shared["metric"]["data"]["x"])})
+    start = _readout(bound, {**member["theta"], **_refill_one(spec, member, shared)})
 
     def one_output(lam, w, w0):
         order = jnp.argsort(-lam)

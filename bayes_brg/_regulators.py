@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_choice, check_count
+from ._checks import check_choice, check_positive
 
 __all__ = ["Regulator", "Smooth", "Unlearning", "as_regulator", "unlearning"]
 
@@ -68,7 +68,7 @@ class Smooth(Regulator):
         return jnp.sqrt(jnp.maximum(1.0 - self.alpha(stiffness, cutoff) ** 2, 0.0))
 
 
-def unlearning(num_data: int) -> Regulator:
+def unlearning(num_data: float) -> Regulator:
     """The regulator that inverts Bayes exactly for a conjugate Gaussian model (theory §2).
 
     With whitened stiffness λ̃ and Λ₀ = 1/num_data, for Λ ≥ Λ₀ (below it nothing changes)
@@ -81,14 +81,14 @@ def unlearning(num_data: int) -> Regulator:
 
     Parameters
     ----------
-    num_data : int
-        Number of data the posterior has seen.
+    num_data : float
+        Number of data the posterior has seen; of a posterior that stands at Λ₀ already, 1/Λ₀.
 
     Returns
     -------
     Regulator
     """
-    return Unlearning(check_count(num_data, "num_data"))
+    return Unlearning(check_positive(num_data, "num_data"))
 
 
 def as_regulator(regulator: Any) -> Regulator:
@@ -101,9 +101,11 @@ def as_regulator(regulator: Any) -> Regulator:
     grid = np.r_[0.0, np.geomspace(1e-6, 1e6, 49)]
     for cutoff in (1e-3, 1.0, 1e3):
         try:
-            alpha = np.asarray(regulator(jnp.asarray(grid), jnp.asarray(cutoff)))
+            # Compiled, as the flow does it: NumPy functions fail here and not later.
+            alpha = np.asarray(jax.jit(lambda lam, cut: regulator(lam, cut))(jnp.asarray(grid), jnp.asarray(cutoff)))
         except Exception as error:
-            raise ValueError(f"the regulator α(λ, Λ) failed on arrays: {error}; write it with jax.numpy") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the regulator α(λ, Λ) failed on arrays: {reason}; write it with jax.numpy") from error
         if alpha.shape != grid.shape or not ((alpha >= 0) & (alpha <= 1)).all():  # NaN fails too
             raise ValueError(f"the regulator must return α(λ, Λ) between 0 and 1 for each λ, but at Λ = {cutoff:g} it "
                              f"gives shape {alpha.shape} with values from {alpha.min()} to {alpha.max()}")

@@ -156,10 +156,18 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
         _check_result(geometry, good if lead is None else good | _diverged(posterior), draws, shared, lead)
         return _keep(metric, {**draws, "stiffness": found}, shared,
                      sem=None if spread is None else jax.tree.map(jnp.sqrt, spread))
-    responses = _spectrum.num_responses(geometry, one, data, shared.get("key"))
+    return _with_modes(metric, draws, shared, posterior, rank, progress_bar)
+
+
+def _with_modes(metric: Metric, draws: dict, shared: dict, posterior: Posterior | None, rank: int, show: bool
+                ) -> Metric:
+    """The metric with its eigenmodes at every draw, or at the shared point."""
+    geometry, lead = metric.geometry, metric.lead
     lifted = draws if lead is not None else jax.tree.map(lambda a: jnp.asarray(a)[None], draws)
-    modes = _spectrum.leading(geometry, lifted, shared, responses, rank, progress_bar) if kind == "lowrank" else \
-        _spectrum.exact(geometry, lifted, shared, responses, progress_bar)
+    one = jax.tree.map(lambda a: a[0], lifted["params"])
+    responses = _spectrum.num_responses(geometry, one, shared["data"], shared.get("key"))
+    modes = _spectrum.leading(geometry, lifted, shared, responses, rank, show) if geometry.kind == "lowrank" else \
+        _spectrum.exact(geometry, lifted, shared, responses, show)
     found, held_modes = _read_modes(geometry, modes, lifted, shared)
     good = np.all([np.isfinite(m["values"]).all(axis=1) for m in modes], axis=0)
     good &= np.asarray(map_draws(finite_one, (geometry,), lifted["params"]))
@@ -167,6 +175,32 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     if lead is None:
         found, held_modes = jax.tree.map(lambda a: a[0], (found, held_modes))
     return _keep(metric, {**draws, "modes": held_modes}, shared, **found)
+
+
+def restricted(metric: Metric, site: str, posterior: Posterior | None) -> Metric:
+    """The metric of one of its sites alone, with the same draws, labels and amount of data.
+
+    Parameters
+    ----------
+    metric : Metric
+    site : str
+    posterior : Posterior or None
+        The draws it was computed on, for those known to have diverged.
+    """
+    geometry = replace(metric.geometry, sites=(site,), blocks=())
+    draws, shared = ({k: {site: v[site]} if k in ("stiffness", "scale") else v for k, v in held.items() if k != "modes"}
+                     for held in (metric.held_draws, metric.held_shared))
+    if metric.kind == "diagonal":
+        sem = None if metric.sem is None else {site: metric.sem[site]}
+        return replace(metric, geometry=geometry, sem=sem, held_draws=draws, held_shared=shared)
+    if not metric.per_draw:
+        draws = {k: shared.pop(k) for k in ("params", "draw")}
+    amount, rank = float(shared.pop("amount", 1.0)), metric._held["modes"][0]["values"].shape[-1]  # type: ignore[arg-type]
+    one = draws["params"] if not metric.per_draw else jax.tree.map(lambda a: a[0], draws["params"])
+    rows = num_points(metric.x) * _spectrum.num_responses(geometry, one, shared["data"], shared.get("key"))
+    geometry = replace(geometry, blocks=_spectrum.plan(geometry, rows, ((site,),)))
+    bare = Metric(geometry, metric.x, metric.at, metric.lead)
+    return _with_modes(bare, draws, shared, posterior, rank, False).total(amount)
 
 
 def _diverged(posterior: Posterior | None) -> np.ndarray:

@@ -21,9 +21,10 @@ from ._checks import check_choice, check_count, check_data, check_inputs, check_
 from ._critical import CriticalScale, critical_scale, variance_scale
 from ._geometry import is_real
 from ._map import default_chunk, map_draws
-from ._member import FlowSpec, along_one, at_one, reduced
+from ._member import FlowSpec, along_one, at_one, mean_one, reduced
+from ._metric import prior_one
 from ._regulators import Regulator, Unlearning, as_regulator, unlearning
-from .fisher import Metric, fisher
+from .fisher import Metric, restricted
 from .model import Params, bind, name_key, unwrap
 from .posterior import Posterior, check_proper, work
 
@@ -70,7 +71,13 @@ def cutoffs(metric: Metric, num: int = 25, spacing: str = "log") -> np.ndarray:
 
 def check_cutoffs(values: Any) -> np.ndarray:
     """Refuse cutoffs that are not increasing numbers of at least 0."""
-    values = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    try:
+        read = None if values is None else np.atleast_1d(np.asarray(values)).astype(np.float64)
+    except (TypeError, ValueError):
+        read = None
+    if read is None:
+        raise TypeError(f"cutoffs must be a list of numbers, got {values!r}; brg.cutoffs(metric) makes one")
+    values = read
     if values.ndim != 1 or not values.size:
         raise ValueError(f"cutoffs must be a list of numbers, got shape {values.shape}")
     if np.isnan(values).any():
@@ -83,6 +90,23 @@ def check_cutoffs(values: Any) -> np.ndarray:
         raise ValueError(f"cutoffs must increase, but cutoffs[{i}] = {values[i]} is followed by {values[i + 1]}; "
                          "pass np.unique(cutoffs)")
     return values
+
+
+def check_cutoff(value: Any) -> float:
+    """Return one cutoff as a float."""
+    values = check_cutoffs(value)
+    if values.size != 1:
+        raise ValueError(f"flow.at takes one cutoff, got {values.tolist()}; call it for each, or ask flow.predict or "
+                         "flow.loss for all with cutoffs=...")
+    return float(values[0])
+
+
+def working(values: Any) -> np.ndarray:
+    """Cutoffs in the precision of the flow. One above 0 stays above 0: else λ = 0 would be stiff there."""
+    dtype = np.dtype(jnp.result_type(float))
+    values = np.asarray(values)
+    with np.errstate(over="ignore"):  # above all stiffness is above all stiffness
+        return np.where(values > 0, np.maximum(values, np.finfo(dtype).tiny), 0.0).astype(dtype)
 
 
 # -- the flow -------------------------------------------------------------------------------------------------
@@ -122,33 +146,33 @@ class Flow:
         values = self.metric.values()
         total = sum(int(np.prod(shape)) for shape in self.spec.geometry.shapes().values())
         total *= self.posterior.size if self.metric.per_draw else 1
-        scales = np.asarray(jnp.asarray(self.cutoffs))  # in the precision in which the flow compares them
-        stiff = values.size - np.searchsorted(values, scales, side="left")
+        values = values[~np.isnan(values)]  # a diverged member has no stiff directions
+        stiff = values.size - np.searchsorted(values, working(self.cutoffs), side="left")
         return np.where(self.cutoffs == 0, 1.0, stiff / total)  # at Λ = 0 the complement of the modes counts too
 
     @cached_property
     def _prior_mean(self) -> Params:
-        """Prior mean m_p in the metric's coordinates; sharp refill in the parameter basis does without."""
-        if self.spec.native and self.regulator.name == "sharp":
+        """Prior mean m_p, see `prior_mean`. A sharp flow to a prior draw does without, since α + β = 1."""
+        if self.regulator.name == "sharp" and self.refill != "zero":
             return {s: jnp.zeros(()) for s in self.spec.sites}
-        return self.metric.prior_mean
+        return prior_mean(self.spec, self.posterior, self.metric)
 
     def _inputs(self) -> dict:
         metric, _ = self.metric.arrays()
         members = {"theta": {s: self.posterior.flat()[s] for s in self.spec.bound.names},
                    "index": jnp.arange(self.posterior.size), "metric": metric}
         if self._mean_per_draw:
-            members["mean"] = {s: v.reshape(-1, *v.shape[2:]) for s, v in self._prior_mean.items()}
+            members["mean"] = self._prior_mean
         return members
 
     @property
     def _mean_per_draw(self) -> bool:
         shapes = self.spec.geometry.shapes()
-        return any(jnp.ndim(v) == len(shapes[s]) + 2 for s, v in self._prior_mean.items())
+        return any(jnp.ndim(v) > len(shapes[s]) for s, v in self._prior_mean.items())
 
     def _shared(self, cutoffs: Any, x: Any = None, y: Any = None, draw_key: Any = None) -> dict:
-        shared = {"key": self.key, "metric": self.metric.arrays()[1], "cutoffs": jnp.asarray(cutoffs), "x": x, "y": y,
-                  "draw_key": draw_key}
+        shared = {"key": self.key, "metric": self.metric.arrays()[1], "cutoffs": jnp.asarray(working(cutoffs)), "x": x,
+                  "y": y, "draw_key": draw_key}
         if not self._mean_per_draw:
             shared["mean"] = self._prior_mean
         return shared
@@ -166,10 +190,7 @@ class Flow:
         Posterior
             Same shape as the flow's posterior; at Λ = 0 its very samples.
         """
-        if np.ndim(cutoff):
-            raise ValueError(f"flow.at takes one cutoff, got {cutoff!r}; call it for each, or ask flow.predict or "
-                             "flow.loss for all with cutoffs=...")
-        cutoff = float(check_cutoffs(cutoff)[0])
+        cutoff = check_cutoff(cutoff)
         if cutoff == 0:
             return self.posterior
         size = sum(int(np.prod(s.shape)) for s in self.spec.bound.sites)
@@ -306,20 +327,26 @@ class Flow:
         return critical_scale(loss, definition=definition, ratio=ratio, level=level, num_bootstrap=num_bootstrap)
 
     def by_site(self, sites: Sequence[str] | None = None) -> dict[str, Flow]:
-        """One flow a site, in which only that site flows; for critical scales layer by layer."""
+        """One flow a site, in which only that site flows; for critical scales layer by layer.
+
+        Its metric is the flow's own restricted to the site, so that cutoffs keep their units.
+        """
         flows = {}
         for s in sites or self.spec.sites:
             if s not in self.spec.sites:
                 raise ValueError(f"site {s!r} does not flow; the sites that do are {', '.join(self.spec.sites)}")
-            if self.metric.per_draw:
-                metric = fisher(self.model, self.posterior, self.metric.x, self.metric.kind, whiten=self.metric.whiten,
-                                sites=(s,), coordinates=self.metric.coordinates, progress_bar=False)
-            else:
-                metric = fisher(self.model, None, self.metric.x, self.metric.kind, at=self.metric.arrays()[1]["params"],
-                                whiten=self.metric.whiten, sites=(s,), coordinates=self.metric.coordinates,
-                                progress_bar=False)
+            metric = restricted(self.metric, s, self.posterior)
             flows[s] = replace(self, metric=metric, spec=replace(self.spec, geometry=metric.geometry))
         return flows
+
+
+def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:
+    """Prior mean m_p of the flowing sites in the metric's coordinates: (*site shape), or (T, *site shape) where it
+    depends on other sites of each draw."""
+    if not spec.geometry.hierarchical:
+        return metric.prior_mean
+    draws = {s: posterior.flat()[s] for s in spec.bound.names}
+    return map_draws(mean_one, (spec.geometry,), draws, (metric.x,))
 
 
 def renormalized(posterior: Posterior, flowed: Mapping[str, jax.Array], cutoff: float) -> Posterior:
@@ -350,8 +377,8 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
         One prior draw θ₀ for each (chain, draw) comes from it, whatever the cutoffs asked for.
     refill : {"prior", "zero", "jeffreys"}
         What sloppy parameters become: a prior draw (96), given the draw's own parents in a hierarchical model; the
-        prior mean (pruning); or a draw from the Jeffreys prior ∝ √det I_<(θ_<, θ_>) (54), for up to eight sloppy
-        parameters of bounded support.
+        prior mean in the metric's coordinates (pruning); or a draw from the Jeffreys prior ∝ √det I_<(θ_<, θ_>) (54),
+        for up to eight sloppy parameters of bounded support.
     regulator : {"sharp"}, `unlearning(num_data)`, or callable α(λ, Λ)
         A callable is used variance preserving, β² = 1 − α².
     bounds : mapping of site name to (low, high), optional
@@ -382,13 +409,14 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     if refill == "prior":
         check_proper(bound)
     if isinstance(spec.regulator, Unlearning):
-        _check_unlearning(metric)
+        _check_unlearning(metric, posterior)
     if metric.coordinates == "native" and not (spec.native and spec.regulator.name == "sharp"):
         for s in spec.sites:
             if not is_real(bound.site(s).support):
                 raise ValueError(f"site {s!r} is constrained: a flow in eigenmodes or with a smooth regulator would "
                                  "take it out of its support; pass coordinates='unconstrained' to brg.fisher")
     flow = Flow(model, posterior, metric, scales, name_key(key, "refill"), spec)
+    _check_mean(flow)
     if refill == "jeffreys":
         from ._jeffreys import jeffreys_flow
         return jeffreys_flow(flow, bounds or {})
@@ -397,10 +425,38 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     return flow
 
 
-def _check_unlearning(metric: Metric) -> None:
-    """Un-learning inverts Bayes only in whitened coordinates of Gaussian priors."""
+def _check_mean(flow: Flow) -> None:
+    """Refuse rules that take parameters to a prior mean that does not exist."""
+    try:
+        lacking = [repr(s) for s, mean in flow._prior_mean.items() if not np.isfinite(np.asarray(mean)).all()]
+    except NotImplementedError:  # NumPyro knows no mean of some prior
+        lacking = [f"among {', '.join(flow.spec.sites)}"]
+    if lacking:
+        raise ValueError(f"the prior of site {lacking[0]} has no known finite mean, to which refill='zero' and smooth "
+                         "regulators take parameters; pass coordinates='unconstrained' to brg.fisher where the site is "
+                         "constrained, or use the sharp regulator with refill='prior'")
+
+
+def _check_unlearning(metric: Metric, posterior: Posterior) -> None:
+    """Un-learning inverts Bayes only in coordinates in which each draw's prior is a standard Gaussian."""
     if not metric.whiten:
         raise ValueError("un-learning is exact in the prior-whitened metric only; pass whiten=True to brg.fisher")
+    amount = metric.arrays()[1].get("amount", 1.0)
+    if amount != 1:
+        raise ValueError(f"un-learning counts data in 1/Λ, so it needs stiffness per datum, not that of {amount:g} "
+                         "data: pass the metric without .total")
+    for s, parents in metric.bound.parents(metric.x).items():
+        both = [p for p in parents if p in metric.sites]
+        if s in metric.sites and both:
+            raise ValueError(f"un-learning needs priors that factorise, but that of site {s!r} depends on site "
+                             f"{both[0]!r}, which flows too; leave {both[0]!r} out with sites=...")
+    if metric.geometry.hierarchical and not metric.per_draw:
+        draws = {s: posterior.flat()[s] for s in metric.bound.names}
+        scales = map_draws(prior_one, (metric.geometry,), draws, (metric.x,))[1]
+        for s, scale in metric.arrays()[1]["scale"].items():
+            if not np.allclose(scales[s], scale, rtol=1e-4):
+                raise ValueError(f"the prior scale of site {s!r} differs from draw to draw, so that one metric cannot "
+                                 "be whitened for all of them; compute the metric with at='draw'")
     params = {s: v[0] for s, v in metric.arrays()[0]["params"].items()} if metric.per_draw else \
         metric.arrays()[1]["params"]
     trace = metric.bound.trace(params, metric.x)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ._checks import check_choice, check_positive
-from .flow import Flow, check_cutoffs
+from .flow import Flow, Regulator, check_cutoffs, prior_mean
 from .model import name_key
 
 __all__ = ["pruning_curve", "removable_fraction"]
@@ -24,7 +24,7 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
     Parameters
     ----------
     flow : Flow
-        Of a diagonal metric; its posterior, stiffnesses and flowing sites are used.
+        Of a diagonal metric; its posterior, stiffnesses and flowing sites are used, its refill and regulator are not.
     x, y : arrays
         Held-out data.
     fractions : array, optional
@@ -45,7 +45,7 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
     count = flow.posterior.size
     flat = flow.posterior.flat()
     stiffness = flow.metric.flat_stiffness()
-    mean = flow.metric.prior_mean
+    mean = prior_mean(flow.spec, flow.posterior, flow.metric)
     curves = []
     for rule in rules:
         check_choice(rule, "a rule", RULES)
@@ -54,8 +54,7 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
             if rule == "fisher":
                 score = jnp.broadcast_to(stiffness[s], flat[s].shape)
             elif rule == "magnitude":
-                centre = mean[s].reshape(-1, *flat[s].shape[1:]) if jnp.ndim(mean[s]) == flat[s].ndim + 1 else mean[s]
-                score = jnp.abs(flat[s] - centre)
+                score = jnp.abs(flat[s] - mean[s])
             else:
                 score = jax.random.uniform(name_key(flow.key, f"random {s}"), flat[s].shape)
             scores.append(np.asarray(score).reshape(count, -1))
@@ -69,7 +68,8 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
         metric = replace(flow.metric, lead=(flow.posterior.num_chains, flow.posterior.num_draws),
                          held_draws={**(draws or {}), "stiffness": held},
                          held_shared={k: v for k, v in shared.items() if k != "stiffness"})
-        pruned = replace(flow, metric=metric, cutoffs=fractions, spec=replace(flow.spec, refill="zero"))
+        spec = replace(flow.spec, refill="zero", regulator=Regulator())
+        pruned = Flow(flow.model, flow.posterior, metric, fractions, flow.key, spec)
         curves.append(pruned.loss(x, y, progress_bar=False).rename(cutoff="fraction"))
     return xr.concat(curves, dim=xr.Variable("rule", list(rules))).rename("loss")
 

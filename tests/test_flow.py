@@ -77,9 +77,11 @@ def test_zero_stiffness_is_sloppy_at_every_positive_cutoff():
     metric = brg.fisher(net, post, x)
     dead = np.asarray(metric.stiffness["w1"]) == 0
     assert dead.any()
-    flowed = brg.renormalize(net, post, metric, cutoffs=[0.0], key=jax.random.key(1)).at(1e-30)
-    changed = np.asarray(flowed.samples["w1"]) != np.asarray(post.samples["w1"])
-    np.testing.assert_array_equal(changed, dead)
+    for cutoff in (1e-30, 1e-42, 1e-300):  # the last two are 0 in float32, but not Λ = 0
+        flow = brg.renormalize(net, post, metric, cutoffs=[0.0, cutoff], key=jax.random.key(1))
+        changed = np.asarray(flow.at(cutoff).samples["w1"]) != np.asarray(post.samples["w1"])
+        np.testing.assert_array_equal(changed, dead)
+        np.testing.assert_allclose(flow.predict(x).values[1], brg.predict(net, flow.at(cutoff), x), rtol=1e-5)
 
 
 def test_common_random_numbers(trained, metric, flow):
@@ -157,14 +159,15 @@ def test_cutoff_schedules(metric):
 @pytest.mark.parametrize(("values", "match"), [
     ([0.0, -1.0], r"cutoffs\[1\] is -1"), ([0.0, 2.0, 1.0], "must increase.*np.unique"),
     ([0.0, 1.0, 1.0], "must increase"), ([0.0, np.nan], r"cutoffs\[1\] is NaN"), ([], "list of numbers"),
+    (None, "got None; brg.cutoffs"), ("log", "got 'log'; brg.cutoffs"),
 ])
 def test_bad_cutoffs_are_refused(values, match, trained, metric):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, TypeError), match=match):
         brg.renormalize(NET, trained, metric, cutoffs=values, key=KEY)
 
 
 def test_one_cutoff_at_a_time(flow):
-    with pytest.raises(ValueError, match=r"one cutoff, got \[0, 1.0\]; .*flow.predict"):
+    with pytest.raises(ValueError, match=r"one cutoff, got \[0.0, 1.0\]; .*flow.predict"):
         flow.at([0, 1.0])
 
 
@@ -180,6 +183,27 @@ def test_bad_flows_are_refused(trained, metric):
         brg.renormalize(NET, brg.prior(NET, X, key=KEY, num_samples=5), metric, **common)
     with pytest.raises(TypeError, match="jax.random.key"):
         brg.renormalize(NET, trained, metric, cutoffs=[0.0], key=3)
+    with pytest.raises(ValueError, match="one cutoff, got 2"):
+        brg.renormalize(NET, trained, metric, **common).at([0.5, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "block", "full", "lowrank"])
+@pytest.mark.parametrize("at", ["draw", "mean"])
+def test_a_flow_of_one_site_keeps_the_metric_it_has(kind, at, trained):
+    """Drawn labels, amount of data and rank are those of the whole metric; "full" has modes of the site's own."""
+    how = dict(estimator="montecarlo", key=jax.random.key(3), num_samples=2, at=at, rank=7, whiten=True)
+    metric = brg.fisher(NET, trained, X, kind, **how).total(10)
+    flow = brg.renormalize(NET, trained, metric, cutoffs=[0.0, 0.3, np.inf], key=KEY)
+    found = flow.by_site(["w1", "b1"])
+    assert list(found) == ["w1", "b1"]
+    for s, one in found.items():
+        alone = brg.fisher(NET, trained, X, kind, sites=(s,), **how).total(10)
+        np.testing.assert_allclose(one.metric.values(), alone.values(), rtol=2e-4, atol=1e-5 * alone.values()[-1])
+        expected = brg.renormalize(NET, trained, alone, cutoffs=flow.cutoffs, key=KEY).predict(X)
+        np.testing.assert_allclose(one.predict(X), expected, rtol=1e-3, atol=1e-4)
+        assert all(np.array_equal(one.at(0.3).samples[r], trained.samples[r]) for r in trained.samples if r != s)
+    with pytest.raises(ValueError, match="'w9' does not flow"):
+        flow.by_site(["w9"])
 
 
 # -- critical scale -------------------------------------------------------------------------------------------
@@ -209,6 +233,8 @@ def test_critical_scale_says_why_there_is_none():
     assert np.isnan(flat.value) and "less than 2" in flat.reason
     with pytest.raises(ValueError, match="Λ = 0"):
         critical_scale(curve(scales[1:], np.ones(5)))
+    with pytest.raises(ValueError, match="did you mean 'loss_ratio'"):
+        critical_scale(curve(scales, np.ones(6)), definition="loss_ration")
 
 
 # -- general models -------------------------------------------------------------------------------------------
