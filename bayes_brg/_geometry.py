@@ -57,7 +57,7 @@ def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: 
             out = dense(params, h, weight, bias, scale, bias_scale)
             if weight in sites or bias in sites:
                 facts[weight] = bias, scale, bias_scale
-                inputs[weight], outputs[weight] = h, out
+                inputs[weight], outputs[weight] = h.astype(out.dtype), out  # whole numbers may not be squared
                 out = out + taps[weight] if taps else out
             return out
 
@@ -255,12 +255,12 @@ class Geometry:
         return responses(self.bound, self.how, {**params, **self.native(coords)}, batch, key)
 
     def batches(self, data: dict) -> tuple[dict, int]:
-        """Probe inputs as (number of batches, batch, ...), padded with data of weight zero."""
+        """Probe inputs as (number of batches, batch, ...), numbered, padded with data of weight zero."""
         n = num_points(data["x"])
         size = min(self.batch, n)
         pad = -n % size
         dtype = jnp.result_type(float)
-        full = {**data, "index": jnp.arange(n), "weight": jnp.ones(n, dtype)}
+        full = {"index": jnp.arange(n), **data, "weight": jnp.ones(n, dtype)}
         if pad:
             full = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], pad, axis=0)]), full)
             full["weight"] = full["weight"].at[n:].set(0)

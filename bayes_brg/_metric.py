@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -62,7 +63,7 @@ class Metric:
         Eigenvalues that rounding may have made; for ``kind="block"`` a dict.
     sem : dict or array, or None
         Standard error of the Monte-Carlo estimate, shaped like `stiffness` (diagonal) or `eigenvalues`: that of the
-        drawn labels, at these probe inputs. To first order for eigenvalues.
+        drawn labels, at these probe inputs. To first order for eigenvalues; NaN for one label a datum.
     residuals : array like `eigenvalues`, or None
         ‖I v − λ v‖ of each Lanczos pair (``kind="lowrank"``), NaN under the noise floor.
 
@@ -279,6 +280,8 @@ class Metric:
 
     def _full(self, tree: Params) -> Params:
         shapes = self.geometry.shapes()
+        if not isinstance(tree, Mapping):
+            raise TypeError(f"expected a dict of site to array, got {type(tree).__name__}; unravel makes one")
         for s, v in tree.items():
             if s not in shapes:
                 raise ValueError(f"the metric does not cover site {s!r}; it covers {', '.join(self.sites)}")

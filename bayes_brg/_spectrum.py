@@ -7,6 +7,7 @@ the factor squares its condition number (theory §1). Draws are taken in groups,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,23 +84,26 @@ def _layer_pieces(geometry: Geometry, block: Block, held: dict) -> list:
     return [pieces[s] for s in block.sites]
 
 
-def _row_pieces(geometry: Geometry, sites: tuple[str, ...], held: dict, batch: dict) -> jax.Array:
-    """√n B of a batch, whitened, flat: (n · R, P)."""
-    rows = geometry.rows(held["params"], batch, draw_key(held), sites)
-    if "scale" in held:
-        rows = {s: r * held["scale"][s] for s, r in rows.items()}
-    return jnp.concatenate([r.reshape(r.shape[0] * r.shape[1], -1) for r in (rows[s] for s in sites)], axis=1)
+def _row_pieces(geometry: Geometry, sites: tuple[str, ...], held: dict, data: dict) -> jax.Array:
+    """√n B of some data, whitened, flat: (n · R, P). Activations are held for one batch of them at a time."""
+    def one(batch):
+        rows = geometry.rows(held["params"], batch, draw_key(held), sites)
+        if "scale" in held:
+            rows = {s: r * held["scale"][s] for s, r in rows.items()}
+        return jnp.concatenate([rows[s].reshape(*rows[s].shape[:2], -1) for s in sites], axis=2)
+
+    batches, n = geometry.batches(data)
+    rows = jax.lax.map(one, batches)
+    return rows.reshape(-1, *rows.shape[2:])[:n].reshape(-1, rows.shape[-1])
 
 
 def _pieces(geometry: Geometry, per_draw: dict, shared: dict) -> list:
     """What the Gram matrix of each block is made of, for all probe inputs."""
-    held = hold((per_draw, shared))
-    n, out = num_points(held["data"]["x"]), []
-    whole = {**held["data"], "index": jnp.arange(n), "weight": jnp.ones(n)}
+    held, out = hold((per_draw, shared)), []
     for block in geometry.blocks:
         fast = geometry.layered and geometry.uniform and block.side == "rows"
         out.append(_layer_pieces(geometry, block, held) if fast else
-                   _row_pieces(geometry, block.sites, held, whole))
+                   _row_pieces(geometry, block.sites, held, held["data"]))
     return out
 
 
@@ -140,11 +144,7 @@ def _solve_all(geometry: Geometry, n: int, pieces: list) -> list:
 
 
 # -- one draw whose rows do not fit at once -----------------------------------------------------------------------
-def _rows_jit(geometry: Geometry, sites: tuple[str, ...], held: dict, batch: dict) -> jax.Array:
-    return _row_pieces(geometry, sites, held, batch)
-
-
-_rows = jax.jit(_rows_jit, static_argnums=(0, 1))
+_rows = jax.jit(_row_pieces, static_argnums=(0, 1))
 _product = jax.jit(lambda a, b: a.astype(jnp.float64) @ b.astype(jnp.float64).T)
 _add_columns = jax.jit(lambda g, a: g + a.astype(jnp.float64).T @ a.astype(jnp.float64), donate_argnums=0)
 _solve_jit = jax.jit(_solve, static_argnums=(1, 2, 3))
@@ -153,7 +153,7 @@ _solve_jit = jax.jit(_solve, static_argnums=(1, 2, 3))
 def _streamed(geometry: Geometry, block: Block, held: dict, rows_at_once: int) -> dict:
     """Modes of one block of one draw from batches of factor rows; pairs of batches for the row side."""
     data, n = held["data"], num_points(held["data"]["x"])
-    full = {**data, "index": jnp.arange(n), "weight": jnp.ones(n)}
+    full = {**data, "index": jnp.arange(n)}
     starts = range(0, n, rows_at_once)
 
     def rows(start):
@@ -206,7 +206,8 @@ def exact(geometry: Geometry, per_draw: dict, shared: dict, responses: int, show
         width = sum(sizes[s] for s in block.sites)
         fast = geometry.layered and geometry.uniform and block.side == "rows"
         if fast:
-            held = rows * sum(geometry.bound.site(s).shape[-1] for s in block.sites)
+            fans = [geometry.bound.site(s).shape for s in block.sites]  # a layer's inputs and its cotangents
+            held = sum((n * fan[0] if len(fan) == 2 else 0) + rows * fan[-1] for fan in fans)
         else:
             held, large = rows * width, max(large, width if rows * width > ROWS else 0)
         numbers += held + 4 * min(rows, width) ** 2
@@ -228,8 +229,54 @@ def exact(geometry: Geometry, per_draw: dict, shared: dict, responses: int, show
 
 
 # -- Lanczos ------------------------------------------------------------------------------------------------------
+def _ritz(matvec: Callable, start: jax.Array, steps: int, rank: int) -> tuple[jax.Array, jax.Array]:
+    """Leading Ritz values (rank,) and vectors (size, rank) by Lanczos with full reorthogonalisation.
+
+    Where the Krylov space ends before `steps`, matfree divides 0 by 0; the vectors from there on are taken as zero.
+    """
+    result = decomp.tridiag_sym(steps, custom_vjp=False)(matvec, start)
+    small, basis = (jnp.where(jnp.isnan(a), 0.0, a) for a in (result.J_small, result.Q_tall))
+    values, inner = jnp.linalg.eigh(0.5 * (small + small.T))
+    return jnp.maximum(values[::-1][:rank], 0.0), basis.T @ inner[:, ::-1][:, :rank]  # matfree has vectors as rows
+
+
+def _leading_pairs(matvec: Callable, size: int, steps: int, rank: int, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Leading eigenvalues (rank,) and eigenvectors (size, rank), each as often as it is there.
+
+    One Krylov space holds one vector of an eigenspace, while several outputs under one noise repeat every eigenvalue of
+    a readout. So pairs that have converged are locked and the rest is searched again, from a new start, as long as that
+    finds one stiffer than the last of them.
+    """
+    eps = jnp.finfo(dtype).eps
+
+    def stiffest(values, vectors, others, more):
+        both = jnp.concatenate([values, others])
+        order = jnp.argsort(-both)[:rank]
+        return both[order], jnp.concatenate([vectors, more], axis=1)[:, order]
+
+    def again(state):
+        values, vectors, *_, turn = state
+
+        def rest(v):
+            return v - vectors @ (vectors.T @ v)
+
+        start = rest(jax.random.normal(jax.random.fold_in(jax.random.key(0), turn), (size,), dtype))
+        found, ritz = _ritz(lambda v: rest(matvec(rest(v))), start, steps, rank)
+        ritz = rest(ritz)
+        top = jnp.maximum(values[0], found[0])
+        gaps = jnp.linalg.norm(jax.lax.map(matvec, ritz.T).T - ritz * found, axis=0)
+        good = (gaps <= jnp.sqrt(eps) * top) & (found > values[-1] + 16 * eps * top)
+        locked = stiffest(values, vectors, jnp.where(good, found, 0.0), jnp.where(good, ritz, 0.0))
+        return *locked, *stiffest(values, vectors, found, ritz), good.any(), turn + 1
+
+    nothing = jnp.zeros(rank, dtype), jnp.zeros((size, rank), dtype)
+    _, _, values, vectors, *_ = jax.lax.while_loop(lambda state: state[4] & (state[5] <= 2 * rank), again,
+                                                   (*nothing, *nothing, True, 0))
+    return jnp.where(jnp.isfinite(matvec(jnp.ones(size, dtype))).all(), values, jnp.nan), vectors
+
+
 def _lanczos(geometry: Geometry, rank: int, steps: int, responses: int, per_draw: dict, shared: dict) -> list:
-    """Leading modes of the one block by Lanczos with full reorthogonalisation, with residuals ‖I v − λ v‖."""
+    """Leading modes of the one block by Lanczos, with residuals ‖I v − λ v‖."""
     held, (block,) = hold((per_draw, shared)), geometry.blocks
     params, data, key, sites = held["params"], held["data"], draw_key(held), block.sites
     scale = held.get("scale")
@@ -251,12 +298,7 @@ def _lanczos(geometry: Geometry, rank: int, steps: int, responses: int, per_draw
         return down(up(v)) if rows else ravel(up(down(unravel(v, shapes))), sites)
 
     size = n * responses if rows else sum(math.prod(s) for s in shapes.values())
-    start = jax.random.normal(jax.random.key(0), (size,), dtype)
-    result = decomp.tridiag_sym(steps, custom_vjp=False)(matvec, start)
-    values, inner = jnp.linalg.eigh(0.5 * (result.J_small + result.J_small.T))
-    values, inner = values[::-1][:rank], inner[:, ::-1][:, :rank]
-    ritz = result.Q_tall.T @ inner  # (size, rank); the Lanczos vectors are rows
-    values = jnp.maximum(values, 0.0)
+    values, ritz = _leading_pairs(matvec, size, steps, min(rank, size), dtype)
     floor = values[0] * 16 * jnp.finfo(dtype).eps
     above = values > floor
 
@@ -290,14 +332,15 @@ def mode_variance(geometry: Geometry, per_draw: dict, shared: dict) -> jax.Array
     data, key, count, out = held["data"], draw_key(held), geometry.how.num_samples, []
     scale = held.get("scale")
     for block, modes in zip(geometry.blocks, held["modes"], strict=True):
-        if block.side == "rows":
-            q = (modes["values"] * modes["weights"]) ** 2  # (B v_k)² = λ_k U²
-        else:
-            def one(v, sites=block.sites):
-                tree = unravel(v, geometry.shapes(sites))
-                tree = tree if scale is None else {s: t * scale[s] for s, t in tree.items()}
-                return geometry.push(held["params"], data, key, tree) ** 2
-            q = jnp.moveaxis(jax.lax.map(one, modes["vectors"].T), 0, -1)
-        spread = count * jnp.sum(q**2, axis=(0, 1)) - jnp.sum(jnp.sum(q, axis=1) ** 2, axis=0)
-        out.append(jnp.maximum(spread, 0.0) / (count - 1 if count > 1 else np.nan))
+        def spread(b):  # of rows B v_k, shape (n, S, ...)
+            return count * jnp.sum(b**4, axis=(0, 1)) - jnp.sum(jnp.sum(b**2, axis=1) ** 2, axis=0)
+
+        def one(v, sites=block.sites):
+            tree = unravel(v, geometry.shapes(sites))
+            tree = tree if scale is None else {s: t * scale[s] for s, t in tree.items()}
+            return spread(geometry.push(held["params"], data, key, tree))
+
+        found = spread(modes["values"] * modes["weights"]) if block.side == "rows" else \
+            jax.lax.map(one, modes["vectors"].T)
+        out.append(jnp.maximum(found, 0.0) / (count - 1 if count > 1 else np.nan))
     return jnp.concatenate(out)

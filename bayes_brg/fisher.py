@@ -6,6 +6,7 @@ Everything that acts on one draw is in `bayes_brg._geometry` and `bayes_brg._spe
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _spectrum
-from ._checks import check_choice, check_count, check_inputs, check_key, num_points
+from ._checks import check_choice, check_count, check_finite, check_inputs, check_key, num_points
 from ._geometry import Geometry, check_whitening, covered, draw_key, hold
 from ._map import default_chunk, map_draws
 from ._metric import Metric, diagonal_one, diagonal_shared, finite_one, prior_one, prior_shared
@@ -131,7 +132,7 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     one = params if lead is None else jax.tree.map(lambda a: a[0], params)
     data = {"x": x}
     if estimator == "empirical":
-        data["y"] = _labels(bound, y, x)
+        data["y"] = _labels(bound, y, one, x)
     how = choose(bound, estimator, num_samples, one, x, sites)
     shared: dict[str, Any] = {"data": data}
     if how.name == "montecarlo":
@@ -218,7 +219,9 @@ def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[P
         if not isinstance(at, dict):
             raise TypeError(f"at must be 'draw', 'mean', 'map' or a dict of site to array, got {type(at).__name__}")
         bound.check_params(at, "at", lead=0)
-        return {s: at[s] if isinstance(at[s], jax.Array) else jnp.asarray(at[s]) for s in bound.names}, None
+        given = {s: at[s] if isinstance(at[s], jax.Array) else jnp.asarray(at[s]) for s in bound.names}
+        whole = {s for s, v in given.items() if not jnp.issubdtype(v.dtype, jnp.floating)}  # nothing to differentiate
+        return {s: v.astype(float) if s in whole and not bound.site(s).discrete else v for s, v in given.items()}, None
     check_choice(at, "at", ("draw", "mean", "map"))
     if posterior is None:
         raise ValueError(f"at={at!r} needs a posterior; pass at=params for one point without it")
@@ -234,14 +237,17 @@ def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[P
     return {s: jnp.asarray(params[s]) for s in bound.names}, None
 
 
-def _labels(bound: BoundModel, y: Any, x: Any) -> jax.Array:
+def _labels(bound: BoundModel, y: Any, params: Params, x: Any) -> jax.Array:
     if y is None:
         raise ValueError("estimator='empirical' is made of the observed labels: pass y=; for the Fisher metric itself "
                          "use estimator='exact', which needs none")
-    y = bound.targets(y)
+    y = bound.targets(check_finite(y, "y"))
     if y.shape[:1] != (num_points(x),):
         raise ValueError(f"y has shape {y.shape} but x has {num_points(x)} data points")
-    return y
+    shape = jax.eval_shape(lambda p: jnp.zeros(bound.distribution(p, x).shape()), params).shape
+    if y.size != math.prod(shape):
+        raise ValueError(f"y has shape {y.shape} but the model observes {shape}")
+    return y.reshape(shape)
 
 
 def _label_key(bound: BoundModel, estimator: str, key: Any, params: Params, x: Any) -> jax.Array:
@@ -273,7 +279,8 @@ def _complete(draft: Geometry, how: Estimator, params: Params, data: dict, share
         rows = geometry.kind == "diagonal" and not layered  # the other ways hold activations of one batch, not rows
         largest = max(int(np.prod(bound.site(s).shape)) for s in bound.names)
         at_once = ROW_WORK // (responses * size) if rows else max(LAYER_WORK, largest) // width
-        batch_size = max(16, at_once * (1 if jax.default_backend() == "cpu" else 256))
+        at_once *= 1 if jax.default_backend() == "cpu" else 256
+        batch_size = max(at_once, min(16, _spectrum.ROWS // (responses * size)) if rows else 16, 1)
     count = -(-n // min(n, check_count(batch_size, "batch_size")))
     geometry = replace(geometry, batch=-(-n // count))  # equal batches: less padding
     if geometry.kind == "diagonal":

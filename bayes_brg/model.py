@@ -25,6 +25,8 @@ from .likelihoods import Likelihood
 __all__ = ["BoundModel", "Site", "bind", "name_key"]
 
 Params = dict[str, jax.Array]
+HELD_DATA = ("Arrays with one entry a datum (offsets, weights) belong in x, which may be a dict of arrays, and a plate "
+             "over data has the length of x")
 
 
 def name_key(key: jax.Array, name: str) -> jax.Array:
@@ -308,8 +310,16 @@ def bind(model: Callable, x: Any) -> BoundModel:
         raise ValueError("the model has no latent sample site, so there is nothing to infer")
     if n > 1:
         fewer = jax.tree.map(lambda leaf: leaf[: n - 1], x)
-        with handlers.block():
-            small = handlers.trace(NamedSeed(model, key)).get_trace(fewer, None)
+        try:
+            with handlers.block():
+                small = handlers.trace(NamedSeed(model, key)).get_trace(fewer, None)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the model runs on {n} data points but not on the first {n - 1} of them: "
+                             + f"{str(error).rstrip('.')}. "
+                             + HELD_DATA) from error
+        if observed in small and jnp.shape(small[observed]["value"]) == shape:
+            raise ValueError(f"the observed site {observed!r} has shape {shape} for {n} data points and for the first "
+                             f"{n - 1} of them. " + HELD_DATA)
         for name in names:
             if name not in small or jnp.shape(small[name]["value"]) != jnp.shape(trace[name]["value"]):
                 raise ValueError(f"the shape of latent site {name!r}, {jnp.shape(trace[name]['value'])}, follows the "

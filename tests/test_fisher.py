@@ -159,6 +159,72 @@ def test_whitened_metric(x64, cases, kind):
         np.testing.assert_allclose(metric.to_modes(metric.from_modes(c)), c, atol=1e-7)
 
 
+@pytest.mark.parametrize("n, width", [(40, 100), (300, 60)], ids=["rows", "columns"])
+def test_lowrank_finds_every_copy_of_a_mode(x64, n, width):
+    """Three outputs under one noise: every eigenvalue of the readout three times, but once in a Krylov space."""
+    net, x = mlp((width,), 3, likelihood=gaussian(0.8)), inputs(n, 100)
+    params = draw(net, x)
+    metric = fisher(net, None, x, "lowrank", at=params, sites="w1", rank=6)
+    assert metric.geometry.blocks[0].side == ("rows" if n < width else "columns")
+    h = np.asarray(net.features(params, x))
+    np.testing.assert_allclose(metric.eigenvalues, np.repeat(np.linalg.eigvalsh(h.T @ h / n / 0.64)[::-1], 3)[:6],
+                               rtol=1e-6)
+    basis = np.asarray(metric.basis())
+    np.testing.assert_allclose(basis.T @ basis, np.eye(6), atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "full", "block", "lowrank"])
+def test_metric_of_a_network_that_says_nothing(kind):
+    """Every unit dead: all λ are zero, and that is no error, though Lanczos has nothing to start from."""
+    net, x = mlp((4,)), -jnp.ones((5, 2))
+    params = {"w0": jnp.ones((2, 4)), "w1": jnp.ones((4, 1))}
+    metric = fisher(net, None, x, kind, at=params, rank=3)
+    assert np.all(metric.values() == 0) and float(metric.quadratic(params)) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool])
+def test_inputs_that_are_whole_numbers(dtype):
+    """An image of bytes: its squares do not fit into bytes."""
+    net, x = CASES["linear"], np.array([[200, 3, 0], [17, 250, 1]]).astype(dtype)
+    params = draw(net, x.astype(np.float32))
+    for kind in ("diagonal", "full"):
+        np.testing.assert_allclose(fisher(net, None, x, kind, at=params).values(),
+                                   fisher(net, None, x.astype(np.float32), kind, at=params).values(), rtol=1e-6)
+
+
+def test_activations_are_held_for_one_batch():
+    """One parameter, 5,000 units: the rows of all data are few numbers, what the model makes of them is not."""
+    import bayes_brg._spectrum as spectrum
+
+    def model(x, y=None):
+        a = numpyro.sample("a", dist.Normal(0, 1))
+        f = jnp.tanh(a * x + jnp.linspace(0, 1, 5000)).mean(1)
+        numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
+
+    def temporary(batch_size):
+        metric = fisher(model, None, inputs(64, 1), "full", at={"a": 0.5}, batch_size=batch_size)
+        program = jax.jit(spectrum._pieces, static_argnums=0).lower(metric.geometry, {}, metric.held_shared)
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4) < temporary(64) / 8
+
+
+def test_groups_of_draws_count_the_inputs_of_layers(monkeypatch):
+    """3 × 1,000 inputs a draw, next to which cotangents and Gram matrix are small."""
+    import bayes_brg._spectrum as spectrum
+    net, x, seen = mlp((2,)), inputs(3, 1000), []
+    whole = spectrum.map_draws
+
+    def recording(fn, statics, draws, *rest, **options):
+        seen.append(jax.tree.leaves(draws)[0].shape[0])
+        return whole(fn, statics, draws, *rest, **options)
+
+    monkeypatch.setattr(spectrum, "map_draws", recording)
+    monkeypatch.setattr(spectrum, "GROUP", 8000)  # numbers of two draws
+    fisher(net, prior(net, x, key=jax.random.key(0), num_samples=4), x, "full", progress_bar=False)
+    assert set(seen) == {2}
+
+
 def test_both_sides_and_streamed_rows_agree(x64, cases, monkeypatch):
     """Gram matrix of data rows, of parameter columns, and in batches of factor rows: the same eigenvalues."""
     import bayes_brg._spectrum as spectrum
@@ -676,11 +742,17 @@ def test_errors_name_the_value_and_the_remedy():
             fisher(net, None, x, **{"at": params, **options})
     with pytest.raises(ValueError, match="y has shape"):
         fisher(net, None, x, at=params, estimator="empirical", y=jnp.zeros((3, 1)))
+    with pytest.raises(ValueError, match=r"y\[2, 0\] is nan"):
+        fisher(net, None, x, at=params, estimator="empirical", y=jnp.zeros((7, 1)).at[2].set(jnp.nan))
+    with pytest.raises(ValueError, match=r"y has shape \(7, 2\) but the model observes \(7, 1\)"):
+        fisher(plain(net), None, x, at=params, estimator="empirical", y=jnp.zeros((7, 2)))
     with pytest.raises(TypeError):
         fisher(net, None, x, at=params, colour="red")
     metric = fisher(net, None, x, at=params)
     with pytest.raises(ValueError, match="diagonal metric has no eigenbasis"):
         metric.basis()
+    with pytest.raises(TypeError, match="got ndarray; unravel makes one"):
+        metric.quadratic(np.zeros(16))
     with pytest.raises(ValueError, match="does not cover site 'w7'"):
         metric.quadratic({"w7": jnp.zeros(2)})
     with pytest.raises(ValueError, match="site 'w0' has shape"):

@@ -108,6 +108,14 @@ def test_models_that_break_the_convention_are_refused_by_name():
         with numpyro.plate("data", x.shape[0], subsample_size=2) as i:
             numpyro.sample("y", dist.Normal(w * x[i, 0], 1.0), obs=None if y is None else y[i])
 
+    def held(x, y=None):
+        w = numpyro.sample("w", dist.Normal())
+        numpyro.sample("y", dist.Normal(w * x[:, 0] + jnp.arange(6.0), 1.0), obs=y)
+
+    def held_by_two(x, y=None):  # one datum is silently shown as two
+        w = numpyro.sample("w", dist.Normal())
+        numpyro.sample("y", dist.Normal(w * x[:, 0] + jnp.arange(2.0), 1.0), obs=y)
+
     def extra(x, y, depth):
         return None
 
@@ -117,6 +125,10 @@ def test_models_that_break_the_convention_are_refused_by_name():
             bind(model, X)
     with pytest.raises(TypeError, match="functools.partial"):
         bind(extra, X)
+    with pytest.raises(ValueError, match="runs on 6 data points but not on the first 5 .* belong in x"):
+        bind(held, X)
+    with pytest.raises(ValueError, match="shape .2,. for 2 data points and for the first 1 .* belong in x"):
+        bind(held_by_two, X[:2])
 
 
 def test_factors_are_not_the_likelihood(x64):
