@@ -749,6 +749,8 @@ def test_errors_name_the_value_and_the_remedy():
     with pytest.raises(TypeError):
         fisher(net, None, x, at=params, colour="red")
     metric = fisher(net, None, x, at=params)
+    with pytest.raises(ValueError, match="num_data must be a finite number above 0, got -3"):
+        metric.total(-3)
     with pytest.raises(ValueError, match="diagonal metric has no eigenbasis"):
         metric.basis()
     with pytest.raises(TypeError, match="got ndarray; unravel makes one"):
