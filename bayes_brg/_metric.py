@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count
+from ._checks import check_count, check_positive
 from ._geometry import Geometry, draw_key, hold, ravel, unravel
 from ._map import map_draws
 from .model import BoundModel, Params
@@ -202,6 +202,8 @@ class Metric:
 
     def total(self, num_data: float) -> Metric:
         """The metric of `num_data` data, |D| · I (71): λ in absolute units instead of per datum."""
+        num_data = check_positive(num_data, "num_data")
+
         def times(tree):
             return None if tree is None else jax.tree.map(lambda a: a * num_data, tree)
 

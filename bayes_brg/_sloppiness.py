@@ -26,13 +26,15 @@ def spectrum_table(metric: Any, num: int | None = 300) -> xr.Dataset:
     -------
     xarray.Dataset
         ``stiffness`` (group, rank, quantile), λ per datum, 0 at or under the noise floor; ``share`` (group, rank), the
-        share of directions at least as stiff; NaN beyond a group's ranks. ``num_directions``, ``zero_fraction``
-        (group). Attributes ``kind``, ``at``, ``whitened``, ``num_draws``.
+        share of directions at least as stiff; NaN beyond a group's ranks. ``num_directions``, ``zero_fraction``,
+        ``num_parameters`` (group): parameters beyond the number of modes are directions of stiffness zero (of a
+        low-rank metric, unknown) that the others leave out. Attributes ``kind``, ``at``, ``whitened``, ``num_draws``.
     """
     if metric.kind == "diagonal":
         groups = metric.stiffness
     else:
         groups = metric.eigenvalues if isinstance(metric.eigenvalues, dict) else {"eigenvalues": metric.eigenvalues}
+    sizes = {s: int(np.prod(shape)) for s, shape in metric.geometry.shapes().items()}
     draws = int(np.prod(metric.lead)) if metric.per_draw else 1
     found = []
     for label, values in groups.items():
@@ -52,7 +54,8 @@ def spectrum_table(metric: Any, num: int | None = 300) -> xr.Dataset:
     return xr.Dataset(
         {"stiffness": (("group", "rank", "quantile"), np.stack([padded(f[3]) for f in found])),
          "share": (("group", "rank"), np.stack([padded(f[2]) for f in found])),
-         "num_directions": ("group", [f[0] for f in found]), "zero_fraction": ("group", [f[1] for f in found])},
+         "num_directions": ("group", [f[0] for f in found]), "zero_fraction": ("group", [f[1] for f in found]),
+         "num_parameters": ("group", [sizes.get(label, sum(sizes.values())) for label in groups])},
         {"group": [str(label) for label in groups], "quantile": list(QUANTILES)},
         {"kind": metric.kind, "at": metric.at, "whitened": int(bool(metric.whiten)), "num_draws": draws},
     )

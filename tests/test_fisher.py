@@ -198,7 +198,7 @@ def test_activations_are_held_for_one_batch():
 
     def model(x, y=None):
         a = numpyro.sample("a", dist.Normal(0, 1))
-        f = jnp.tanh(a * x + jnp.linspace(0, 1, 5000)).mean(1)
+        f = jnp.sort(jnp.tanh(a * x + jnp.linspace(0, 1, 5000)))[:, :9].mean(1)  # a sort cannot be fused away
         numpyro.sample("y", dist.Normal(f, 1.0), obs=y)
 
     def temporary(batch_size):
@@ -749,6 +749,8 @@ def test_errors_name_the_value_and_the_remedy():
     with pytest.raises(TypeError):
         fisher(net, None, x, at=params, colour="red")
     metric = fisher(net, None, x, at=params)
+    with pytest.raises(ValueError, match="num_data must be a finite number above 0, got -3"):
+        metric.total(-3)
     with pytest.raises(ValueError, match="diagonal metric has no eigenbasis"):
         metric.basis()
     with pytest.raises(TypeError, match="got ndarray; unravel makes one"):

@@ -1,5 +1,6 @@
 """Figures show the numbers they are given, with their errors, and leave matplotlib as it was."""
 
+import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ def test_left_out_members_are_stated():
     phi[:, 1, 3] = np.nan
     ax = plots.loss_along_flow(phi**2)
     assert any("199 draws, 1 left out" in t.get_text() for t in ax.get_legend().get_texts())
+
+
+def test_spectrum_tells_sites_apart_and_counts_directions():
+    net = brg.mlp((3, 3, 3), activation="tanh", bias_std=1.0)
+    x = np.random.default_rng(0).normal(size=(4, 2))
+    post = brg.prior(net, x, key=jax.random.key(0), num_samples=4)
+    metric = brg.fisher(net, post, x, progress_bar=False)
+    ax = plots.spectrum(metric)
+    assert len({(one.get_color(), str(one._dash_pattern)) for one in ax.lines}) == len(metric.sites) == 8
+    shown = next(one for one in ax.lines if "w2 (9)" in one.get_label())
+    np.testing.assert_allclose(shown.get_ydata(), np.median(
+        -np.sort(-np.asarray(metric.stiffness["w2"]).reshape(4, 9), axis=1), axis=0))
+    full = plots.spectrum(brg.fisher(net, post, x, "full", progress_bar=False))
+    assert full.lines[0].get_label() == "eigenvalues (4 of 37)"  # four data, 37 parameters
 
 
 def test_what_cannot_be_drawn():

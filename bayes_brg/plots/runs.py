@@ -31,7 +31,8 @@ def spectrum(metric: Any, *, ax: Axes | None = None) -> Axes:
     -------
     matplotlib Axes
         x is the share of directions at least as stiff, y is λ per datum, logarithmic. Line: median over draws; band:
-        5 % to 95 % of draws. Directions of stiffness zero, or under the noise floor, are counted in the legend.
+        5 % to 95 % of draws. The legend counts directions, those of stiffness zero or under the noise floor, and the
+        parameters where they are more than the modes.
     """
     ax = _axes(ax, (5.8, 4.2))
     table = metric if isinstance(metric, xr.Dataset) else spectrum_table(metric, num=None)
@@ -40,8 +41,10 @@ def spectrum(metric: Any, *, ax: Axes | None = None) -> Axes:
         share, (low, middle, high) = one["share"].values, one["stiffness"].transpose("quantile", "rank").values
         size, zero = int(one["num_directions"]), float(one["zero_fraction"])
         good = middle > 0  # nor where a group has no more ranks
-        name = f"{label} ({size}" + (f"; {zero:.0%} zero)" if zero else ")")
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+        total = int(one["num_parameters"]) if "num_parameters" in one else size  # older runs do not tell
+        name = f"{label} ({size}" + (f" of {total}" if total > size else "") + (f"; {zero:.1%} zero)" if zero else ")")
+        line = number + number // len(COLOURS)  # a seventh site has the first one's colour and another's line
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[line % len(LINES)]}
         few: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)]} if good.sum() <= 12 else {}
         ax.plot(share[good], middle[good], label=name, **style, **few)
         if table.attrs["num_draws"] > 1 and good.any():
