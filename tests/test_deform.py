@@ -98,7 +98,7 @@ def test_operators_that_cannot_be_used(net, operator, message):
 def test_the_mesh_may_be_a_list_of_numbers(net):
     given = [deform(net, quartic, mesh).mesh for mesh in (MESH, MESH.tolist())]
     assert np.array_equal(*given)
-    with pytest.raises(TypeError, match="mesh is not an array"):
+    with pytest.raises(ValueError, match="mesh is a list whose rows differ"):
         deform(net, quartic, [[0.0], [1.0, 2.0]])
 
 

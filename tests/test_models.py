@@ -148,3 +148,24 @@ def test_tables_at_full_size(name, tmp_path):
     for method in scores.index[:-1]:
         lead = sign * (scores[measure][method] - scores[measure]["map"])
         assert lead > -3 * np.hypot(scores[f"{measure}_sem"][method], scores[f"{measure}_sem"]["map"]), method
+
+
+@pytest.mark.slow
+def test_averaging_over_networks_beats_the_single_one_on_digits():
+    """Held-out log density by over 3 standard errors of the paired difference, and accuracy, over three splits."""
+    experiment = brg.load_experiment(MODELS / "digits.py")
+    gain, right = [], []
+    for seed in range(3):
+        settings, key = experiment.with_settings({"seed": seed}), jax.random.key(seed)
+        net, data = experiment.model(settings), experiment.data(settings, name_key(key, "data"))
+        averaged = experiment.infer["sample"](net, data.x, data.y, name_key(key, "sample"), settings)
+        best = brg.map_estimate(net, data.x, data.y, key=key)
+        single = brg.Posterior({s: v[None, None] for s, v in best.items()}, {"independent": True}, "map")
+        one, other = (brg.diagnostics.scores(net, p, data.x_test, data.y_test).dataset for p in (averaged, single))
+        gain.append(np.asarray(one["log_predictive_density"] - other["log_predictive_density"]))
+        right.append([float(one["accuracy"]), float(other["accuracy"])])
+    gain = np.concatenate(gain)
+    print(f"\nlog density: {gain.mean():.4f} ± {gain.std() / np.sqrt(gain.size):.4f} above the single network's; accuracy "
+          f"{np.mean(right, axis=0)}")
+    assert gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(gain.size)
+    assert np.mean(right, axis=0)[0] > np.mean(right, axis=0)[1]
