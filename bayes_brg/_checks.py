@@ -75,6 +75,19 @@ def check_inputs(x: Any, name: str = "x") -> Any:
     return jax.tree.unflatten(treedef, [_jax_array(a) for a in leaves])
 
 
+def check_like(x: Any, probe: Any) -> None:
+    """Refuse inputs whose points are not of the form of those that a metric has seen."""
+    def form(a):
+        return jax.tree.map(lambda leaf: jnp.shape(leaf)[1:], a)
+
+    if form(x) != form(probe):
+        def say(a):
+            return jax.tree.map(lambda leaf: "(" + ", ".join(["n", *map(str, jnp.shape(leaf)[1:])]) + ")", a)
+
+        raise ValueError(f"x has the form {say(x)}, but the metric's probe inputs have {say(probe)}; pass inputs of "
+                         "that form")
+
+
 def check_data(x: Any, y: Any) -> tuple[Any, jax.Array]:
     """Check inputs and targets: finite, and as many targets as inputs."""
     x = check_inputs(x, "x")

@@ -22,7 +22,7 @@ from ._map import default_chunk, map_draws
 from ._metric import Metric, diagonal_one, diagonal_shared, finite_one, prior_one, prior_shared
 from .model import BoundModel, Params, bind, name_key, unwrap
 from .output_fisher import Estimator, choose, has_parameter
-from .posterior import Posterior, work
+from .posterior import Posterior, diverged, work
 
 __all__ = ["Geometry", "Metric", "fisher"]
 
@@ -154,7 +154,7 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
             found, spread, good = map_draws(diagonal_one, (geometry,), draws, (shared,), desc="fisher",
                                             show=progress_bar,
                                             chunk=default_chunk(work(bound, x)) if geometry.layered else 1)
-        _check_result(geometry, good if lead is None else good | _diverged(posterior), draws, shared, lead)
+        _check_result(geometry, good if lead is None else good | diverged(posterior), draws, shared, lead)
         return _keep(metric, {**draws, "stiffness": found}, shared,
                      sem=None if spread is None else jax.tree.map(jnp.sqrt, spread))
     return _with_modes(metric, draws, shared, posterior, rank, progress_bar)
@@ -172,7 +172,7 @@ def _with_modes(metric: Metric, draws: dict, shared: dict, posterior: Posterior 
     found, held_modes = _read_modes(geometry, modes, lifted, shared)
     good = np.all([np.isfinite(m["values"]).all(axis=1) for m in modes], axis=0)
     good &= np.asarray(map_draws(finite_one, (geometry,), lifted["params"]))
-    _check_result(geometry, good[0] if lead is None else good | _diverged(posterior), draws, shared, lead)
+    _check_result(geometry, good[0] if lead is None else good | diverged(posterior), draws, shared, lead)
     if lead is None:
         found, held_modes = jax.tree.map(lambda a: a[0], (found, held_modes))
     return _keep(metric, {**draws, "modes": held_modes}, shared, **found)
@@ -202,14 +202,6 @@ def restricted(metric: Metric, site: str, posterior: Posterior | None) -> Metric
     geometry = replace(geometry, blocks=_spectrum.plan(geometry, rows, ((site,),)))
     bare = Metric(geometry, metric.x, metric.at, metric.lead)
     return _with_modes(bare, draws, shared, posterior, rank, False).total(amount)
-
-
-def _diverged(posterior: Posterior | None) -> np.ndarray:
-    """Draws that their sampler reports as diverged, (T,): they are known, and their metric may be what it is."""
-    reported = None if posterior is None else posterior.stats.get("diverged")
-    if reported is None or posterior is None or np.shape(reported) != (posterior.num_chains, posterior.num_draws):
-        return np.zeros(1, bool)  # no report, or one of other draws
-    return np.ravel(np.asarray(reported, bool))
 
 
 def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[Params, tuple[int, int] | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 import xarray as xr
 
-from ._checks import check_choice, check_count, check_data, check_inputs, check_key
+from ._checks import check_choice, check_count, check_data, check_inputs, check_key, check_like
 from ._critical import CriticalScale, critical_scale, variance_scale
 from ._geometry import is_real
 from ._map import default_chunk, map_draws
@@ -199,6 +199,7 @@ class Flow:
 
     def _along(self, quantity: str, x, y=None, cutoffs=None, show: bool = True, draw_key=None) -> np.ndarray:
         """(cutoff, chain, draw, ...) of a quantity."""
+        check_like(x, self.metric.x)
         cutoffs = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
         chunk = 1 if self.spec.linear else default_chunk(work(self.spec.bound, x))
         values = map_draws(along_one, (self.spec, quantity), self._inputs(),
@@ -254,6 +255,7 @@ class Flow:
         return self._points({"mean": mean, "variance": square / (count - 1)}, scales, ("point", "output"))
 
     def _sums(self, quantity: str, x, y, scales: np.ndarray) -> Any:
+        check_like(x, self.metric.x)
         return reduced(self.spec, quantity, self._inputs(), self._shared(scales, x, y))
 
     @staticmethod

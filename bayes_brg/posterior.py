@@ -107,8 +107,10 @@ class Posterior:
         return f"Posterior(method={self.method!r}, chains={self.num_chains}, draws={self.num_draws}, sites: {sites})"
 
 
-def diverged(posterior: Posterior) -> np.ndarray:
-    """Which draws, flat, are marked in ``stats["diverged"]`` as members of an ensemble that diverged."""
+def diverged(posterior: Posterior | None) -> np.ndarray:
+    """Which draws, (T,), are marked in ``stats["diverged"]`` as members of an ensemble that diverged."""
+    if posterior is None:
+        return np.zeros(1, bool)
     found = np.asarray(posterior.stats.get("diverged", False), bool)
     # A report of other draws (a part of a posterior was taken, its stats left as they were) says nothing of these.
     shape = (posterior.num_chains, posterior.num_draws)

@@ -270,3 +270,13 @@ def test_constrained_sites_keep_their_support_under_the_sharp_flow():
     metric = brg.fisher(model, post, X)
     flow = brg.renormalize(model, post, metric, cutoffs=brg.cutoffs(metric, num=6), key=jax.random.key(5))
     assert all((np.asarray(flow.at(c).samples["rate"]) > 0).all() for c in flow.cutoffs)
+
+
+def test_inputs_of_another_form_are_refused(flow):
+    wide = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=r"x has the form \(n, 3\), but .* probe inputs have \(n, 2\)"):
+        flow.predict(wide)
+    with pytest.raises(ValueError, match=r"x has the form \(n\), but"):
+        flow.loss(wide[:, 0], jnp.ones(4))
+    with pytest.raises(ValueError, match=r"\(n, 3\)"):
+        flow.moments(wide)

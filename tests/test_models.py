@@ -165,7 +165,7 @@ def test_averaging_over_networks_beats_the_single_one_on_digits():
         gain.append(np.asarray(one["log_predictive_density"] - other["log_predictive_density"]))
         right.append([float(one["accuracy"]), float(other["accuracy"])])
     gain = np.concatenate(gain)
-    print(f"\nlog density: {gain.mean():.4f} ± {gain.std() / np.sqrt(gain.size):.4f} above the single network's; accuracy "
-          f"{np.mean(right, axis=0)}")
-    assert gain.mean() > 3 * gain.std(ddof=1) / np.sqrt(gain.size)
+    error = gain.std(ddof=1) / np.sqrt(gain.size)
+    print(f"\nlog density {gain.mean():.3f} ± {error:.3f} above one network's; accuracy {np.mean(right, axis=0)}")
+    assert gain.mean() > 3 * error
     assert np.mean(right, axis=0)[0] > np.mean(right, axis=0)[1]
