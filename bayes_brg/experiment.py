@@ -9,84 +9,31 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-import xarray as xr
-from scipy import stats
 
-from . import arviz_bridge, store
-from ._checks import check_choice, check_count, check_data, check_inputs, num_points
-from ._errors import block_jackknife
+from . import store
+from ._checks import check_choice, check_count, check_inputs
+from ._data import Data, data_dataset
 from ._map import progress, quiet
+from ._measures import measure, measure_couplings, summarize
 from ._provenance import fingerprint, is_file, machine, versions
 from ._regulators import as_regulator
 from ._settings import Settings, like, nearest
 from ._sloppiness import spectrum_table
-from .action import running_couplings
-from .correlators import cumulants
 from .fisher import KINDS, fisher
-from .flow import REFILLS, Flow, check_cutoffs, critical_scale, renormalize
+from .flow import REFILLS, Flow, check_cutoffs, renormalize
 from .flow import cutoffs as spaced_cutoffs
-from .model import bind, name_key
+from .model import name_key
 from .networks import Network
 from .posterior import Posterior
 from .store import Run
 
-__all__ = ["Data", "Experiment", "Settings", "load_experiment", "summarize"]
-
-QUANTILES = (0.05, 0.95)
-PHI_STATISTICS: dict[str, Callable[..., Any]] = {
-    "phi_mean": partial(np.mean, axis=-1),
-    "phi_std": partial(np.std, axis=-1, ddof=1),
-    "phi_skewness": partial(stats.skew, axis=-1, bias=False),
-    "phi_excess_kurtosis": partial(stats.kurtosis, axis=-1, bias=False),
-}
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data of an experiment.
-
-    Attributes
-    ----------
-    x, y : array
-        Training inputs (n, dim) and targets.
-    x_test, y_test : array
-        Held-out points, on which the loss along the flow is taken.
-    characteristic : array (dim,), optional
-        The one input at which the distribution of φ is followed; default the first test input.
-    truth : float or array, optional
-        The true φ at the characteristic input.
-    """
-
-    x: Any
-    y: Any
-    x_test: Any
-    y_test: Any
-    characteristic: Any = None
-    truth: Any = None
-
-    def __post_init__(self):
-        for inputs, targets in (("x", "y"), ("x_test", "y_test")):
-            x, _ = check_data(getattr(self, inputs), getattr(self, targets))
-            if isinstance(getattr(self, inputs), (list, tuple)) and isinstance(x, jax.Array):  # rows in a list
-                object.__setattr__(self, inputs, x)
-
-    def outputs_at(self) -> tuple[Any, int]:
-        """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""
-        if self.characteristic is None:
-            return self.x_test, 0
-
-        def join(test, one):
-            return jnp.concatenate([jnp.asarray(test), jnp.asarray(one, jnp.asarray(test).dtype)[None]])
-
-        return jax.tree.map(join, self.x_test, self.characteristic), num_points(self.x_test)
+__all__ = ["Data", "Experiment", "Settings", "load_experiment"]
 
 
 @dataclass(frozen=True)
@@ -347,7 +294,7 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
         x_probe = _probe(experiment, settings, key, data)
         if missing("data", path / "data.nc"):
             with stage("data"):
-                store.write_datasets(path / "data.nc", {None: _data_dataset(data, x_probe)})
+                store.write_datasets(path / "data.nc", {None: data_dataset(data, x_probe)})
         cutoffs = flow.get("cutoffs")
         for method, infer in experiment.infer.items():
             posterior_file, flow_file = run.file("posterior", method), run.file("flow", method)
@@ -403,154 +350,6 @@ def _run(experiment: Experiment, path: Path, settings: Settings, progress_bar: b
         manifest["finished"] = True
         store.write_json(path / store.MANIFEST, manifest)
     return run
-
-
-def _data_dataset(data: Data, x_probe: Any) -> xr.Dataset:
-    variables = {}
-    x_eval, at = data.outputs_at()
-    named = {"x": ("train", data.x), "y": ("train", data.y), "x_test": ("test", data.x_test),
-             "y_test": ("test", data.y_test), "x_probe": ("probe", x_probe)}
-    for name, (axis, value) in named.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            label = arviz_bridge.escape(name + jax.tree_util.keystr(path))
-            array = np.asarray(leaf)
-            variables[label] = ((axis, *(f"{label}_dim_{i}" for i in range(array.ndim - 1))), array)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x_eval):
-        label = arviz_bridge.escape("characteristic" + jax.tree_util.keystr(path))
-        array = np.asarray(leaf)[at]
-        variables[label] = (tuple(f"{label}_dim_{i}" for i in range(array.ndim)), array)
-    if data.truth is not None:
-        variables["truth"] = (("output",), np.atleast_1d(np.asarray(data.truth, dtype=float)))
-    return xr.Dataset(variables)
-
-
-def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
-    """φ, loss and stiff fraction along a flow, and which members diverged.
-
-    Parameters
-    ----------
-    flow : Flow
-    data : Data
-        φ is taken at its test inputs and its characteristic input, the loss on its test points.
-    max_loss : float
-        A member with a loss not below this at Λ = 0, or not finite, has diverged.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
-        ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
-        ``likelihood`` and ``likelihood_scale`` where it is one of this package's,
-        ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
-        ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge.
-    """
-    x, at = data.outputs_at()
-    phi, loss = flow.predict(x), flow.loss(data.x_test, data.y_test)
-    start = loss.sel(cutoff=0).transpose("chain", "draw").values
-    diverged = ~(np.isfinite(start) & (start < max_loss))
-    method = flow.posterior.method
-    if diverged.all():
-        raise ValueError(f"all {diverged.size} members of the {method} posterior diverged: their loss at cutoff 0 is "
-                         f"not finite, or not below {max_loss:g}{_stable_rate(flow.posterior)}")
-    critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
-    attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
-             "num_members": diverged.size, "num_diverged": int(diverged.sum())}
-    likelihood = bind(flow.model, x).likelihood
-    if likelihood is not None:
-        attrs |= {"likelihood": likelihood.name, "likelihood_scale": float(likelihood.scale)}
-    if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
-        attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
-    attrs |= {name: float(value) for name, value in (
-        ("critical_scale", critical.value), ("critical_scale_lower", critical.lower),
-        ("critical_scale_upper", critical.upper))}
-    attrs["critical_scale_text"] = str(critical)
-    return xr.Dataset({"phi": phi, "loss": loss, "stiff_fraction": ("cutoff", np.asarray(flow.stiff_fraction)),
-                       "diverged": (("chain", "draw"), diverged)}, attrs=attrs)
-
-
-def measure_couplings(flow: xr.Dataset, num_points: int = 3) -> xr.Dataset:
-    """Cumulants and running couplings of the field at a few inputs, along a flow.
-
-    Parameters
-    ----------
-    flow : xarray.Dataset
-        As `Run.flow`. Members that diverged are left out; the first output is taken.
-    num_points : int
-        The characteristic input, then the first of the others.
-
-    Returns
-    -------
-    xarray.Dataset
-        What `running_couplings` gives, each name with its ``_sem``, over (cutoff, point). ``point`` is the position
-        along ``point`` of the flow.
-
-    Warns
-    -----
-    UserWarning
-        Where the covariance is near-singular at a cutoff, as for points that the members always change together: its
-        action is then that of the field plus a little noise, whose variance is ``ridge``.
-
-    Notes
-    -----
-    The action is that of order 1/N (theory §5): its couplings are those of −log p as far as κ4/κ2² is small against 1.
-    """
-    at = flow.attrs["characteristic_point"]
-    points = [at, *(i for i in range(flow.sizes["point"]) if i != at)][:num_points]
-    phi = flow["phi"].isel(point=points, output=0)
-    kept = ~flow["diverged"].values.ravel()
-    if not kept.all():  # chains of unequal length; members that can diverge so are independent of each other
-        values = phi.transpose("cutoff", "chain", "draw", "point").values
-        values = values.reshape(values.shape[0], -1, values.shape[-1])[:, kept]
-        phi = xr.DataArray(values, dims=("cutoff", "sample", "point"), coords={"cutoff": phi["cutoff"].values})
-    running = running_couplings(cumulants(phi, order=4)).drop_vars("label", errors="ignore")
-    return running.assign_coords(point=points).assign_attrs(cutoff_units="Fisher information per datum", output=0)
-
-
-def _stable_rate(posterior: Posterior) -> str:
-    if "largest_stable_rate" not in posterior.stats:
-        return ""
-    rates = np.asarray(posterior.stats["largest_stable_rate"])
-    return f"; their largest stable learning rates are {rates.min():.3g} to {rates.max():.3g}"
-
-
-def summarize(flow: xr.Dataset, blocks: int = 25) -> pd.DataFrame:
-    """One row a cutoff: what the ensemble does along the flow. Members that diverged are left out.
-
-    Parameters
-    ----------
-    flow : xarray.Dataset
-        As `Run.flow`.
-    blocks : int
-        Blocks of consecutive draws of the jackknife behind the standard errors.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``cutoff`` (per datum); ``sloppy_fraction``; test loss ``loss_median, loss_mean, loss_q05, loss_q95``; φ at the
-        characteristic input (first output) ``phi_mean, phi_std, phi_skewness, phi_excess_kurtosis`` (unbiased);
-        a standard error ``*_se`` for each but the quantiles, by a delete-a-block jackknife; ``num_members`` used and
-        ``num_diverged`` left out.
-    """
-    kept = ~flow["diverged"].values.ravel()
-    loss = _members(flow["loss"])[:, kept]
-    phi = _members(flow["phi"].isel(point=flow.attrs["characteristic_point"], output=0))[:, kept]
-
-    table = {"cutoff": flow["cutoff"].values, "sloppy_fraction": 1 - flow["stiff_fraction"].values,
-             "loss_median": np.median(loss, axis=1), "loss_mean": np.mean(loss, axis=1)}
-    table |= dict(zip(("loss_q05", "loss_q95"), np.quantile(loss, QUANTILES, axis=1), strict=True))
-    with np.errstate(all="ignore"):  # φ may be the same for all members: no skewness then
-        table |= {name: statistic(phi) for name, statistic in PHI_STATISTICS.items()}
-        table["loss_median_se"] = block_jackknife(partial(np.median, axis=-1), loss, blocks)
-        table["loss_mean_se"] = block_jackknife(partial(np.mean, axis=-1), loss, blocks)
-        table |= {f"{name}_se": block_jackknife(statistic, phi, blocks) for name, statistic in PHI_STATISTICS.items()}
-    table |= {"num_members": loss.shape[1], "num_diverged": int(np.sum(~kept))}
-    return pd.DataFrame(table)
-
-
-def _members(array: xr.DataArray) -> np.ndarray:
-    """(cutoff, chain, draw) as float64 (cutoff, member), chain by chain."""
-    values = array.transpose("cutoff", "chain", "draw").values.astype(np.float64)
-    return values.reshape(values.shape[0], -1)
 
 
 # -- files, surroundings ----------------------------------------------------------------------------

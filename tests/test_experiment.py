@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 
 import bayes_brg as brg
-from bayes_brg.experiment import Settings, load_experiment, summarize
+from bayes_brg._measures import summarize
+from bayes_brg.experiment import Settings, load_experiment
 
 CUTOFFS = [0, 1e-3, 0.03, 0.3, 1, 1e9]
 

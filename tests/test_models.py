@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import bayes_brg as brg
-from bayes_brg.experiment import measure, summarize
+from bayes_brg._measures import measure, summarize
 from bayes_brg.model import name_key
 
 MODELS = pathlib.Path(__file__).resolve().parents[1] / "models"
