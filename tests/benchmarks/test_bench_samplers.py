@@ -98,8 +98,9 @@ def test_effective_draws_per_second(width):
         grads = float(np.mean(post.stats["num_steps"])) if "num_steps" in post.stats else np.nan
         print(f"{name:22s} {ess:6.0f} {rhat:6.3f} {seconds:7.1f} {rates[name]:8.2f} "
               f"{rates[name] / rates['numpyro NUTS']:6.1f} {grads:6.1f} {z.max():6.1f} {sd_z.max():5.1f}", flush=True)
-    # The default is right (40 comparisons at 4 standard errors: failure rate .003) and, on wide nets, faster.
+    # The default is right (40 comparisons at 4 standard errors: failure rate .003) and, on wide nets, the fastest.
     rhat, z, sd_z = found["split_hmc collapsed"]
-    assert rhat < 1.02 and z < 4 and sd_z < 4
+    assert rhat < 1.01 and z < 4 and sd_z < 4
     if width >= 512:
-        assert rates["split_hmc collapsed"] > 3 * rates["numpyro NUTS"]
+        assert max(rates, key=lambda name: rates[name]) == "split_hmc collapsed"
+        assert rates["split_hmc collapsed"] > 10 * rates["numpyro NUTS"]
