@@ -4,8 +4,8 @@ All weights of a small network are sampled by the default method of `brg.sample`
 runs beside it. scores.csv and figures/calibration.png hold them against the single most probable network on held-out
 digits. Five hidden units do not settle on one way to tell ten digits apart, and the average over the ways that the data
 leave open predicts better than the likeliest of them, in log density and in accuracy. With ten units or more (``--set
-width=20``) the average is still as often right, but too cautious (its reliability curve lies above the diagonal), and the
-single network has the better log density: the cold-posterior effect.
+width=20``) the average is still as often right, but too cautious (its reliability curve lies above the diagonal), and
+the single network has the better log density: the cold-posterior effect.
 
 A table of your own takes the bundled one's place:
 

@@ -191,8 +191,8 @@ def _is_stable(m: np.ndarray, metric: np.ndarray, power: np.ndarray | None = Non
     """Whether the spectral radius of M is at most 1, by powers of it (`power` is one), for descent on a square.
 
     Mᵏ G (Mᵏ)ᵀ ≤ G, with G = K in data space and 1 in weight space, says that k epochs bring no two readouts further
-    apart: stable. |tr Mᵏ| > n says that an eigenvalue is above 1. Where neither holds after a few squarings, as for maps
-    that first bring readouts apart and then together, all eigenvalues decide, at the price of seven of the tries.
+    apart: stable. |tr Mᵏ| > n says that an eigenvalue is above 1. Where neither holds after a few squarings, as for
+    maps that first bring readouts apart and then together, all eigenvalues decide, at the price of seven of the tries.
     """
     count, slack = len(m), 1e-11 * np.diag(np.diagonal(metric).max() * np.ones(len(m)))
     power = m if power is None else power
