@@ -259,9 +259,11 @@ def _store(bound: BoundNetwork, draws: Params, weights: np.ndarray) -> Params:
     """Draws with the readout replaced by `weights` (T, width [+ 1], outputs), in the draws' own precision."""
     network, out = bound.network, dict(draws)
     width = draws[network.readout].shape[1]
-    out[network.readout] = jnp.asarray(weights[:, :width], draws[network.readout].dtype)
+    with np.errstate(over="ignore"):  # a member too large for the precision is infinite: `stats` says that it diverged
+        weights = weights.astype(draws[network.readout].dtype)
+    out[network.readout] = jnp.asarray(weights[:, :width])
     if network.readout_bias is not None:
-        out[network.readout_bias] = jnp.asarray(weights[:, width], draws[network.readout_bias].dtype)
+        out[network.readout_bias] = jnp.asarray(weights[:, width])
     return out
 
 
