@@ -119,6 +119,7 @@ def read(phi: Any, name: str) -> Draws:
 
 
 def check_pair(a: Draws, b: Draws) -> None:
+    """Raise unless both sides are on the same mesh."""
     if a.values.shape[-1] != b.values.shape[-1]:
         raise ValueError(f"a has {a.values.shape[-1]} mesh points (points times outputs), b has "
                          f"{b.values.shape[-1]}; compare laws on the same mesh")

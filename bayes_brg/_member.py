@@ -132,6 +132,7 @@ def member_flow(spec: FlowSpec, member: dict, shared: dict) -> Callable[[jax.Arr
 
 
 def at_one(spec: FlowSpec, member: dict, shared: dict) -> Params:
+    """One member's chosen sites at every cutoff in `shared`."""
     theta = member_flow(spec, member, shared)(shared["cutoffs"])
     return {s: theta[s] for s in spec.sites}
 

@@ -36,6 +36,7 @@ diagonal_shared = jax.jit(diagonal_one, static_argnums=0)
 
 
 def prior_one(geometry: Geometry, params: Params, x: Any) -> tuple[Params, Params]:
+    """Prior means and standard deviations, site by site, given one draw's hyperparameters."""
     return geometry.prior(params, x)
 
 

@@ -114,6 +114,7 @@ def text(value: Any) -> str:
 
 
 def paragraph(words: str) -> str:
+    """A paragraph of plain words."""
     return f"<p>{text(words)}</p>"
 
 
@@ -123,6 +124,7 @@ def note(words: str) -> str:
 
 
 def code(lines: str) -> str:
+    """Lines to copy, in a box that scrolls."""
     return f'<pre tabindex="0"><code>{html.escape(lines)}</code></pre>'
 
 
@@ -163,6 +165,7 @@ def picture(source: Any, alt: str, caption: str, *, wide: bool = False) -> str:
 
 
 def figures(*pictures: str) -> str:
+    """Pictures side by side where the page is wide enough."""
     return '<div class="figures">' + "".join(pictures) + "</div>"
 
 

@@ -15,10 +15,12 @@ __all__ = ["fingerprint", "is_file", "machine", "versions"]
 
 
 def is_file(path: Any) -> bool:
+    """Whether a setting names a file that is there."""
     return isinstance(path, str) and path != "" and Path(path).is_file()
 
 
 def fingerprint(path: Path) -> dict[str, str]:
+    """What identifies a file's content."""
     return {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 

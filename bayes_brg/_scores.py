@@ -158,6 +158,7 @@ def proper_score(law: dict[str, np.ndarray], y: np.ndarray) -> tuple[str, np.nda
 
 
 def log_mean_exp(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """log of the mean of exp(values) along an axis, without overflow."""
     return special.logsumexp(values, axis=axis) - np.log(values.shape[axis])
 
 

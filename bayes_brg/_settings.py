@@ -42,6 +42,7 @@ class Settings(Mapping):
 
 
 def nearest(name: str, known) -> str:
+    """A hint at the known name that was probably meant, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -26,7 +26,7 @@ TABLE = np.array([[0, 1, 2, -1], [1, 0, -1, 3], [2, 5, 1, 1], [1, 2, 2, 0], [0, 
 NAMES = ("mean", "k2", "k3", "k4")
 
 
-def close(a, b, scale):
+def assert_close(a, b, scale):
     for name in NAMES:
         x, y = getattr(a, name), getattr(b, name)
         if x is not None or y is not None:
@@ -159,7 +159,7 @@ def direct(x):
 @pytest.mark.parametrize("num_points", [1, 2, 5])
 def test_packed_equals_direct(num_points):
     x = np.random.default_rng(0).gamma(2.0, size=(301, num_points))
-    close(cumulants(x), direct(x), 1e-12)
+    assert_close(cumulants(x), direct(x), 1e-12)
     for order in (1, 2, 3):
         k = cumulants(x, order)
         assert [getattr(k, n) is not None for n in NAMES[1:]] == [order >= 2, order >= 3, False]
@@ -195,9 +195,9 @@ def test_sparse_equals_dense():
 def test_at_restricts_values_errors_and_blocks():
     x = np.random.default_rng(4).gamma(1.0, size=(300, 5))
     part, alone = cumulants(x).at([3, 1]), cumulants(x[:, [3, 1]])
-    close(part, alone, 1e-12)
-    close(part.sem, alone.sem, 1e-12)
-    close(part.replicates(), alone.replicates(), 1e-12)
+    assert_close(part, alone, 1e-12)
+    assert_close(part.sem, alone.sem, 1e-12)
+    assert_close(part.replicates(), alone.replicates(), 1e-12)
 
 
 def test_cutoff_chain_draw_point_output():
@@ -209,19 +209,19 @@ def test_cutoff_chain_draw_point_output():
     assert k.labels == ((10.0, 0), (10.0, 1), (10.0, 2), (20.0, 0), (20.0, 1), (20.0, 2))
     np.testing.assert_array_equal(k.cutoff, [0.0, 0.1, 7.0])
     for i in range(3):
-        close(k[i], direct(values[i].reshape(300, 6)), 1e-12)
+        assert_close(k[i], direct(values[i].reshape(300, 6)), 1e-12)
     shuffled = named(values, dims).transpose("output", "draw", "cutoff", "point", "chain")
-    close(cumulants(shuffled), k, 1e-12)
+    assert_close(cumulants(shuffled), k, 1e-12)
     plain = cumulants(values[1])  # the array that predict returns
-    close(plain, k[1], 1e-12)
+    assert_close(plain, k[1], 1e-12)
     assert plain.labels[4] == (1, 1)
     assert jax.tree_util.tree_structure(k[0]) == jax.tree_util.tree_structure(k[1])
 
 
 def test_float32_input_is_summed_in_float64():
     x = (np.random.default_rng(6).normal(size=(5000, 2)) + 300).astype(np.float32)
-    close(cumulants(x), direct(x.astype(np.float64)), 1e-9)
-    close(cumulants(jnp.asarray(x)), direct(x.astype(np.float64)), 1e-9)
+    assert_close(cumulants(x), direct(x.astype(np.float64)), 1e-9)
+    assert_close(cumulants(jnp.asarray(x)), direct(x.astype(np.float64)), 1e-9)
 
 
 def test_moments_are_moments():
@@ -240,7 +240,7 @@ def test_block_cumulants():
     da = named(x, ("cutoff", "chain", "draw", "point"))
     b = block_cumulants(da, num_blocks=5)
     assert b.mean.shape == (2, 2, 5, 3) and b.k4.shape == (2, 2, 5, 3, 3, 3, 3)
-    close(b[1][0][2], direct(x[1, 0, 3 + 40 : 3 + 60]), 1e-12)
+    assert_close(b[1][0][2], direct(x[1, 0, 3 + 40 : 3 + 60]), 1e-12)
     assert block_cumulants(x[0, 0]).mean.shape[0] == 1  # independent samples: one chain
     assert brg.block_cumulants is block_cumulants  # errors of to_arviz say to call it by that name
 
@@ -280,7 +280,7 @@ def test_moments_under_jit_and_scan(order):
     x = np.random.default_rng(10).normal(size=(8, 125, 3)).astype(np.float32)
     m, _ = jax.jit(lambda b: jax.lax.scan(lambda m, y: (m.update(y), None), Moments.init(3, order), b))(x)
     assert isinstance(m.count, jax.Array) and m.origin.dtype == np.float32
-    close(m.finalize(), cumulants(x.reshape(1000, 3), order), 3e-6)
+    assert_close(m.finalize(), cumulants(x.reshape(1000, 3), order), 3e-6)
 
 
 def test_float32_keeps_its_digits_far_from_zero():
@@ -289,14 +289,14 @@ def test_float32_keeps_its_digits_far_from_zero():
     m = Moments.init(2)
     for batch in np.split(x, 20):
         m = m.update(jnp.asarray(batch))
-    close(m.finalize(), cumulants(x), 1e-4)
+    assert_close(m.finalize(), cumulants(x), 1e-4)
     np.testing.assert_allclose(m.finalize().k2, cumulants(x).k2, atol=2e-6)
 
 
 def test_integer_and_half_precision_batches_in_jax():
     x = np.array([[200, 1], [250, 2], [3, 7], [90, 0], [7, 5]])
     for dtype in (jnp.uint8, jnp.int32, jnp.float16):
-        close(Moments.init(2).update(jnp.asarray(x, dtype)).finalize(), cumulants(x), 1e-5)
+        assert_close(Moments.init(2).update(jnp.asarray(x, dtype)).finalize(), cumulants(x), 1e-5)
 
 
 def test_all_reduce_over_a_named_axis(x64):
@@ -305,17 +305,17 @@ def test_all_reduce_over_a_named_axis(x64):
     total = jax.jit(one)(jnp.asarray(x))
     for device in (0, 3):
         m = jax.tree_util.tree_map(lambda leaf, d=device: leaf[d], total)
-        close(m.finalize(), cumulants(x.reshape(200, 3)), 1e-12)
+        assert_close(m.finalize(), cumulants(x.reshape(200, 3)), 1e-12)
 
 
 def test_list_of_moments_has_errors():
     x = np.random.default_rng(13).gamma(2.0, size=(400, 3))
     pooled = cumulants([Moments.init(3).update(b) for b in np.split(x, 8)])
     blocked = cumulants(x, num_blocks=8)
-    close(pooled, blocked, 1e-12)
-    close(pooled.sem, blocked.sem, 1e-12)
+    assert_close(pooled, blocked, 1e-12)
+    assert_close(pooled.sem, blocked.sem, 1e-12)
     assert Moments.init(3).update(x).finalize().sem is None
-    close(Moments.init(3).update(x).finalize(zero_mean=True), cumulants(x, zero_mean=True), 1e-12)
+    assert_close(Moments.init(3).update(x).finalize(zero_mean=True), cumulants(x, zero_mean=True), 1e-12)
 
 
 # --- errors of chains

@@ -115,7 +115,7 @@ def test_every_model_is_run_by_a_test():
         assert model in (MODELS.parent / "tests" / f"{file}.py").read_text()
 
 
-def run_table(name, out, settings):
+def check_table(name, out, settings):
     """Run it; the scores of its methods, after what must hold at any size."""
     file = MODELS / f"{name}.py"
     run = brg.load_experiment(file).run(out, settings, progress_bar=False, source=file)
@@ -136,14 +136,14 @@ def run_table(name, out, settings):
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.filterwarnings("ignore:.*standard errors rest on")
 def test_tables(name, tmp_path):
-    run_table(name, tmp_path / name, TABLES[name])
+    check_table(name, tmp_path / name, TABLES[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_at_full_size(name, tmp_path):
     """On data not seen, averaging over the posterior is no worse than its most probable network: 3 standard errors."""
-    scores = run_table(name, tmp_path / name, {})
+    scores = check_table(name, tmp_path / name, {})
     measure, sign = ("rmse", -1) if name == "diabetes" else ("accuracy", 1)
     for method in scores.index[:-1]:
         lead = sign * (scores[measure][method] - scores[measure]["map"])

@@ -319,6 +319,7 @@ def _valid(target: Target, u: Params, x: Any, y: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def unconstrain_all(target: Target, start: Params, x: Any, y: Any) -> Params:
+    """Unconstrained coordinates of several starts, leading axis (chain,)."""
     return jax.lax.map(lambda params: target.unconstrain(params, x, y), start)
 
 

@@ -45,6 +45,8 @@ class FlatKernel:
 
 # -- microcanonical Langevin ----------------------------------------------------------------------------------
 class MicroState(NamedTuple):
+    """One chain of MCLMC: BlackJAX's state, and what was tuned."""
+
     key: jax.Array
     inner: Any
     tuned: Any
@@ -190,6 +192,8 @@ def mclmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_
 
 # -- stochastic gradients -------------------------------------------------------------------------------------
 class StochasticState(NamedTuple):
+    """One chain of SGLD or SGHMC."""
+
     key: jax.Array
     u: jax.Array
     step_size: jax.Array
@@ -332,6 +336,8 @@ def _stochastic(method, model, x, y, key, counts, batch_size, step_size, init, r
 
 # -- tempered sequential Monte Carlo --------------------------------------------------------------------------
 class Population(NamedTuple):
+    """All particles at one temperature, and the log evidence so far."""
+
     smc: tempered.TemperedSMCState
     step_size: jax.Array
     log_evidence: jax.Array

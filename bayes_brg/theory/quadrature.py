@@ -168,6 +168,7 @@ def _coefficients(function, nodes, variance):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def mean_smooth(function, nodes, a):
+    """E f(u), u ~ N(0, a), by Gauss–Hermite; differentiable in a for any smooth f."""
     return _coefficients(function, nodes, a)[0]
 
 
@@ -231,6 +232,7 @@ def _scaled(kinks, scale):
 
 
 def mean_kinked(function, kinks, nodes, a):
+    """E f(u), u ~ N(0, a), by Gauss–Legendre panels between the kinks."""
     scale = root(a)
     z, weights = _panels(_edges(_scaled(kinks, scale)), nodes)
     return (weights * function(scale[..., None, None] * z)).sum((-1, -2))
@@ -266,6 +268,7 @@ def pair_panels(f, g, kinks, nodes, a, b, c):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def pair_kinked(f, g, kinks, nodes, a, b, c):
+    """E f(u) g(v) by `pair_panels`, with derivatives that are right for kinks and at ρ = ±1."""
     return pair_panels(f, g, kinks, nodes, a, b, c)
 
 
