@@ -78,8 +78,10 @@ def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: 
 
 def covered(bound: BoundModel, sites: tuple[str, ...]) -> bool:
     """Whether each of `sites` enters through the dense primitive, once: then `layers` tells all about them."""
-    return isinstance(bound, BoundNetwork) and set(sites) <= set(bound.network.dense_sites) and \
-        all(_dense_calls(bound).count(s) == 1 for s in sites)
+    if not isinstance(bound, BoundNetwork) or not set(sites) <= set(bound.network.dense_sites):
+        return False
+    calls = _dense_calls(bound)
+    return all(calls.count(s) == 1 for s in sites)
 
 
 @lru_cache(maxsize=256)
@@ -95,6 +97,11 @@ def _dense_calls(bound: BoundNetwork) -> list[str]:
     x = jax.ShapeDtypeStruct((1, bound.dim), jnp.float32)
     jax.eval_shape(lambda p, x: bound.network.apply(p, x, recording), params, x)
     return seen
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """aᵀb, contracted over data in place: XLA was seen to transpose a first, at three times the cost for one output."""
+    return jnp.einsum("ni,no->io", a, b)
 
 
 # -- prior ----------------------------------------------------------------------------------------------------
@@ -351,11 +358,11 @@ class Geometry:
         total, spread = {}, {}
         for i, layer in enumerate(found):
             squares = layer.inputs**2
-            total[layer.weight] = layer.scale**2 * (squares.T @ power[i])
+            total[layer.weight] = layer.scale**2 * _product(squares, power[i])
             total[layer.bias] = layer.bias_scale**2 * jnp.sum(power[i], 0)
             if drawn:
                 varied = count * fourth[i] - power[i] ** 2
-                spread[layer.weight] = layer.scale**4 * ((squares**2).T @ varied)
+                spread[layer.weight] = layer.scale**4 * _product(squares**2, varied)
                 spread[layer.bias] = layer.bias_scale**4 * jnp.sum(varied, 0)
         return {s: total[s] for s in self.sites}, {s: spread[s] for s in self.sites} if drawn else {}
 

@@ -30,9 +30,9 @@ KINDS = ("diagonal", "full", "block", "lowrank")
 ESTIMATORS = ("exact", "montecarlo", "empirical")
 COORDINATES = ("native", "unconstrained")
 # Numbers held at once on one draw, on a CPU: probe inputs × the widest layer, or factor rows × parameters on the
-# general way. Measured: batches that stay in the second-level cache are up to twice as fast as all inputs together,
-# unless the weights that each batch reads again are larger than its activations.
-LAYER_WORK = 2**16
+# general way. Measured: smaller batches pay for each start, larger ones for fresh memory; and batches whose activations
+# are smaller than the weights pay for reading these again.
+LAYER_WORK = 2**19
 ROW_WORK = 2**20
 
 
@@ -267,11 +267,11 @@ def _complete(draft: Geometry, how: Estimator, params: Params, data: dict, share
     responses = _spectrum.num_responses(geometry, params, data, shared.get("key"))
     if batch_size is None:
         width = max((max(bound.site(s).shape, default=1) for s in bound.names), default=1)
-        size = sum(int(np.prod(shape)) for shape in geometry.shapes().values())
+        size = sum(map(math.prod, geometry.shapes().values()))
         rows = geometry.kind == "diagonal" and not layered  # the other ways hold activations of one batch, not rows
-        largest = max(int(np.prod(bound.site(s).shape)) for s in bound.names)
+        largest = max(math.prod(bound.site(s).shape) for s in bound.names)
         at_once = ROW_WORK // (responses * size) if rows else max(LAYER_WORK, largest) // width
-        at_once *= 1 if jax.default_backend() == "cpu" else 256
+        at_once *= 1 if jax.default_backend() == "cpu" else 32
         batch_size = max(at_once, min(16, _spectrum.ROWS // (responses * size)) if rows else 16, 1)
     count = -(-n // min(n, check_count(batch_size, "batch_size")))
     geometry = replace(geometry, batch=-(-n // count))  # equal batches: less padding
