@@ -21,6 +21,7 @@ from ._target import Target, check_chains, initial, prepare
 __all__ = ["split_hmc"]
 
 FEWEST = 20  # draws of a window, over the chains, that say anything about a variance
+SHORTEST = 20  # warm-up draws below which the step alone is tuned: each window starts its tuning anew, and upwards
 
 
 def rotation(logdensity_fn, kinetic_energy_fn):
@@ -140,7 +141,8 @@ class RotationKernel:
             return s._replace(centre=centre, width=width, moments=(jnp.zeros_like(number), zero, zero),
                               dual=restart(s.step_size))
 
-        s = jax.lax.cond(jnp.any(s.count == ends), window, lambda s: s, s)
+        if self.warmup >= SHORTEST:
+            s = jax.lax.cond(jnp.any(s.count == ends), window, lambda s: s, s)
         return s._replace(step_size=jnp.where(s.count == self.warmup, jnp.exp(s.dual.log_step_size_avg), s.step_size))
 
     def position(self, state, x, y):

@@ -27,7 +27,7 @@ NETS = {
 
 
 def interleaved(runs: dict, rounds: int = 30) -> dict:
-    """Median time of each run, in ms: all of them in turn, `rounds` times, so that load falls on all alike."""
+    """Best time of each run, in ms: all of them in turn, `rounds` times, so that load falls on all alike."""
     times = {name: [] for name in runs}
     for run in runs.values():
         run(), run()
@@ -36,7 +36,7 @@ def interleaved(runs: dict, rounds: int = 30) -> dict:
             start = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(t)) for name, t in times.items()}
+    return {name: float(np.min(t)) for name, t in times.items()}
 
 
 def setting(name):
@@ -115,19 +115,19 @@ def test_diagonal_against_the_torch_tools(name):
     here = np.asarray(fisher(net, None, x, at=params).stiffness["w0"])
     for tool, run in runs.items():
         np.testing.assert_allclose(run(), here, rtol=2e-3, atol=1e-5 * here.max(), err_msg=tool)
-    times = interleaved({"here": ours(net, x, params), **runs, "pass": pass_of(net, x, params)})
-    print(f"\n{name}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in times.items()) + "; here / nngeometry "
-          f"{times['here'] / times['nngeometry']:.2f}, here / backpack {times['here'] / times['backpack']:.2f}, "
-          f"passes an output {times['here'] / times['pass'] / net.outputs:.2f}")
+    best = interleaved({"here": ours(net, x, params), **runs, "pass": pass_of(net, x, params)})
+    print(f"\n{name}: " + ", ".join(f"{k} {v:.2f} ms" for k, v in best.items()) + "; here / nngeometry "
+          f"{best['here'] / best['nngeometry']:.2f}, here / backpack {best['here'] / best['backpack']:.2f}, "
+          f"passes an output {best['here'] / best['pass'] / net.outputs:.2f}")
     limit = 1.0 if net.outputs == 1 else 1.1
-    assert times["here"] <= limit * min(times["nngeometry"], times["backpack"])
+    assert best["here"] <= limit * min(best["nngeometry"], best["backpack"])
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_diagonal_costs_about_a_pass_an_output(name):
     net, x, params = setting(name)
-    times = interleaved({"here": ours(net, x, params), "pass": pass_of(net, x, params)}, rounds=200)
-    ratio = times["here"] / times["pass"] / net.outputs
+    best = interleaved({"here": ours(net, x, params), "pass": pass_of(net, x, params)}, rounds=300)
+    ratio = best["here"] / best["pass"] / net.outputs
     print(f"\n{name}: {ratio:.2f} forward and backward passes an output")
     assert ratio <= 1.5
 
@@ -135,9 +135,9 @@ def test_diagonal_costs_about_a_pass_an_output(name):
 def test_hundred_draws_cost_no_more_a_draw_than_one():
     net, x, params = setting("2-10-10-2048-1")
     draws = prior(net, x, key=jax.random.key(2), num_samples=100)
-    times = interleaved({
+    best = interleaved({
         "one": ours(net, x, params),
         "hundred": lambda: jax.block_until_ready(fisher(net, draws, x, progress_bar=False).stiffness),
     }, rounds=7)
-    print(f"\n100 draws: {times['hundred'] / 100:.3f} ms a draw, one draw {times['one']:.3f} ms")
-    assert times["hundred"] / 100 <= times["one"]
+    print(f"\n100 draws: {best['hundred'] / 100:.3f} ms a draw, one draw {best['one']:.3f} ms")
+    assert best["hundred"] / 100 <= best["one"]
