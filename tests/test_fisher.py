@@ -269,6 +269,17 @@ def test_montecarlo_within_its_error(x64, cases, name):
     assert np.abs(z).max() < 5
 
 
+@pytest.mark.parametrize("name", ["classes", "binary"])
+def test_montecarlo_errors_of_both_ways_agree(x64, cases, name):
+    """The dense layers' own rule and per-example gradients draw the same labels: equal to rounding."""
+    net, x, params, _, _ = cases[name]
+    fast, general = (fisher(model, None, x, estimator="montecarlo", at=params, key=jax.random.key(3), num_samples=50)
+                     for model in (net, plain(net)))
+    for s in fast.sem:
+        np.testing.assert_allclose(fast.stiffness[s], general.stiffness[s], rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(fast.sem[s], general.sem[s], rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["classes", "counts"])
 def test_empirical_is_the_outer_product_of_scores(x64, cases, name):
     net, x, params, sites, _ = cases[name]
