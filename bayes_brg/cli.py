@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .experiment import load_experiment  # JAX takes a second; --help does not need it
+    from .runs.experiment import load_experiment
 
     settings = {}
     for item in (item for group in arguments.settings for item in group):
@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from .report import report as write
+    from .runs.report import report as write
 
     print(write(arguments.run, arguments.out, experiment=arguments.experiment))
 
@@ -130,8 +130,9 @@ def _compare_parser(commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from . import plots, store
-    from .diagnostics import compare
+    from . import plots
+    from .diagnostics.compare import compare
+    from .io import store
 
     if len(arguments.runs) > 2:
         raise ValueError(f"compare takes one or two runs, got {len(arguments.runs)}")
@@ -150,7 +151,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.experiment is None:
         found = compare(pair[0], pair[1], labels=labels, progress_bar=not arguments.quiet)
     else:
-        from .experiment import load_experiment
+        from .runs.experiment import load_experiment
         experiment = load_experiment(arguments.experiment)
         for run, method in pair:
             if diverged := int(run.read_flow(method)["diverged"].sum()):
@@ -172,7 +173,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _run_and_method(text: str):
     """``RUN`` or ``RUN:METHOD``; a directory may have a colon in its name."""
-    from .store import load_run
+    from .io.store import load_run
 
     path, colon, method = text.rpartition(":")
     if Path(text).exists() or not colon or not Path(path).exists():
@@ -184,8 +185,8 @@ def _run_and_method(text: str):
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from ._provenance import machine, versions
-    from .store import load_run
+    from .io.store import load_run
+    from .runs.provenance import machine, versions
 
     if arguments.run is not None:
         print(report(load_run(arguments.run)))

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checks import check_count, check_inputs, check_key, num_points
-from ._map import default_chunk, largest_divisor, map_draws
-from .model import BoundModel, bind, name_key
+from .core.batching import as_chains, default_chunk, map_draws
+from .core.checks import check_count, check_inputs, check_key, num_points
+from .core.keys import name_key
+from .model.bound import BoundModel, bind
 
 __all__ = ["Posterior", "predict", "prior"]
 
@@ -115,16 +116,6 @@ def diverged(posterior: Posterior | None) -> np.ndarray:
     # A report of other draws (a part of a posterior was taken, its stats left as they were) says nothing of these.
     shape = (posterior.num_chains, posterior.num_draws)
     return found.ravel() if found.shape == shape else np.zeros(posterior.size, bool)
-
-
-def chains(size: int) -> int:
-    """Chains under which independent draws are stored: the largest divisor of `size` not above 4."""
-    return largest_divisor(size, 4)
-
-
-def as_chains(draws: Any) -> Any:
-    """Store independent draws, leading axis T, as (chains, T/chains) in order."""
-    return jax.tree.map(lambda a: a.reshape(chains(a.shape[0]), -1, *a.shape[1:]), draws)
 
 
 def _phi_one(bound: BoundModel, params, x):

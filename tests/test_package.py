@@ -14,54 +14,106 @@ import bayes_brg as brg
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bayes_brg"
 
-# Each module may import from its own level and from those below.
-LEVELS = [
-    {"_checks", "_map", "_errors", "_provenance", "_settings", "_tensors", "likelihoods"},
-    {"model", "networks", "posterior", "output_fisher", "_draws", "_cumulants", "_streaming"},
-    {"_geometry", "_metric", "_spectrum", "_sloppiness", "fisher"},
-    {"inference", "correlators", "edgeworth", "_regulators", "_critical"},
-    {"_member", "flow", "_jeffreys", "stepwise", "pruning", "action", "deform", "closed_form"},
-    {"arviz_bridge", "diagnostics", "_compare", "_sides", "_distances", "_sbc", "_scores", "_data", "_measures",
-     "plots", "store", "_page"},
-    {"experiment"},
-    {"report", "tables"},
-    {"cli"},
-]
+# Each folder (or module beside them) may import those above it in this list: the order of the walk.
+ORDER = [{"core"}, {"theory"}, {"model"}, {"posterior"}, {"field", "metric"}, {"plots", "flow", "inference"}, {"io"},
+         {"diagnostics"}, {"runs"}, {"cli"}]
 
 
-def imports(path: pathlib.Path) -> set[str]:
-    """Modules of the package that a file imports, by their first name below the package."""
-    depth = len(path.relative_to(PACKAGE).parts)
-    found = set()
+def name_of(path: pathlib.Path, root: pathlib.Path) -> str:
+    parts = path.relative_to(root.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: pathlib.Path, root: pathlib.Path = PACKAGE) -> set[str]:
+    """Modules of the package that a file imports, in whatever form: relative, absolute, in a function, importlib."""
+    here, found = name_of(path, root), set()
+    files = {name_of(p, root) for p in root.rglob("*.py")}
+    package = here if path.name == "__init__.py" else here.rpartition(".")[0]
+
+    def add(module: str, names: tuple[str, ...] = ()) -> None:
+        for name in names or ("",):  # `from package import module` imports the module
+            whole = f"{module}.{name}" if name else module
+            found.add(whole if whole in files else module)
+
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            inside = path.relative_to(PACKAGE).parts[:depth - node.level]
-            if inside:
-                continue  # within a subpackage
-            names = [node.module.split(".")[0]] if node.module else [a.name for a in node.names]
-            found |= {n for n in names if not n.startswith("__")}
+        if isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+            module = ".".join(filter(None, [base, node.module])) if node.level else node.module
+            add(module, tuple(a.name for a in node.names))
+        elif isinstance(node, ast.Import):
+            for a in node.names:
+                add(a.name)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            name = node.args[0]
+            assert isinstance(name, ast.Constant), f"{here} imports a module by a computed name"
+            dots = len(name.value) - len(name.value.lstrip("."))
+            base = package.rsplit(".", dots - 1)[0] if dots > 1 else package
+            add(f"{base}.{name.value.lstrip('.')}" if dots else name.value)
+    return {m for m in found if m.split(".")[0] == root.name and m != here}
+
+
+def place(module: str, root: pathlib.Path = PACKAGE) -> int:
+    """How far up a module stands; the package itself, which hands names on, stands above all."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return len(ORDER)
+    return next(i for i, names in enumerate(ORDER) if parts[1] in names)
+
+
+def faults(root: pathlib.Path) -> list[str]:
+    """Imports that run up, between neighbours that must not know each other, or in a circle."""
+    graph = {name_of(p, root): imports(p, root) for p in sorted(root.rglob("*.py"))}
+    found = []
+    for module, others in graph.items():
+        for other in others if len(module.split(".")) > 1 else ():
+            same = module.split(".")[1:2] == other.split(".")[1:2]
+            if other == root.name and module.split(".")[1] in ("cli", "runs"):
+                continue  # for the version
+            if not same and place(other, root) >= place(module, root):
+                found.append(f"{module} imports {other}")
+
+    def circle(module: str, trail: tuple[str, ...], done: set) -> None:
+        if module in trail:
+            found.append("circle: " + " -> ".join([*trail[trail.index(module):], module]))
+        elif module not in done:
+            for other in graph.get(module, ()):
+                if other != root.name:
+                    circle(other, (*trail, module), done)
+            done.add(module)
+
+    done: set = set()
+    for module in graph:
+        if module != root.name:
+            circle(module, (), done)
     return found
 
 
+def test_imports_point_down_and_in_no_circle():
+    assert not faults(PACKAGE)
+
+
+@pytest.mark.parametrize("text", [
+    "from ..runs import report", "from bayes_brg.runs.report import x", "import bayes_brg.runs.report",
+    "def f():\n    from ..cli import main", "import importlib\nimportlib.import_module('bayes_brg.runs')",
+    "import importlib\nimportlib.import_module('..runs', __package__)", "from . import batching",
+])
+def test_an_import_that_runs_up_or_in_a_circle_is_found(text, tmp_path):
+    root = tmp_path / "bayes_brg"
+    for name, content in {"__init__": "", "core/__init__": "", "core/checks": text, "core/batching":
+                          "from .checks import y", "runs/__init__": "", "runs/report": "", "cli": ""}.items():
+        (root / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.py").write_text(content)
+    assert faults(root)
+
+
+def test_no_file_hides_and_none_is_too_long():
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "__init__.py" or not path.name.startswith("_"), path
+        assert len(path.read_text().splitlines()) <= 600, path
+
+
 def modules():
-    return [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
-
-
-def level(name: str) -> int:
-    return next(i for i, names in enumerate(LEVELS) if name in names)
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    found = imports(path)
-    if name == "theory":
-        assert found <= {"likelihoods"}
-        return
-    known = set().union(*LEVELS) | {"theory"}
-    assert name in known, f"give {name} a place in LEVELS"
-    upward = {other for other in found - {"theory"} if level(other) > level(name)}
-    assert not upward
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

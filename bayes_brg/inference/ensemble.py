@@ -17,14 +17,15 @@ import numpyro.distributions as dist
 import optax
 from threadpoolctl import threadpool_limits
 
-from .._checks import check_choice, check_count, check_data, check_key, check_positive, num_points
-from .._geometry import Geometry
-from .._map import default_chunk, map_draws, progress
-from ..model import BoundModel, Params, bind, name_key, unwrap
-from ..networks import BoundNetwork
-from ..output_fisher import Estimator
-from ..posterior import Posterior, as_chains, check_proper, draw_prior, log_joint, work
-from .linear import descend, draw_readout
+from ..core.batching import as_chains, default_chunk, map_draws, progress
+from ..core.checks import check_choice, check_count, check_data, check_key, check_positive, num_points
+from ..core.keys import name_key
+from ..metric.geometry import Geometry
+from ..metric.output_fisher import Estimator
+from ..model.bound import BoundModel, Params, bind, unwrap
+from ..model.networks import BoundNetwork
+from ..posterior import Posterior, check_proper, draw_prior, log_joint, work
+from .linear_descent import descend, draw_readout
 
 __all__ = ["ensemble", "readout_posterior"]
 

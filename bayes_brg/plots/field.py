@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .._draws import read_draws
-from ..correlators import cumulants
-from ..edgeworth import edgeworth_pdf
+from ..field.correlators import cumulants
+from ..field.draws import read_draws
+from ..field.edgeworth import edgeworth_pdf
 from .style import (
     COLOURS,
     INK,

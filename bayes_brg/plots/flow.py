@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
-from .._errors import block_jackknife
+from ..core.jackknife import block_jackknife
 from .style import (
     COLOURS,
     INK,

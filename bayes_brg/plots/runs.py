@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .._sloppiness import spectrum_table
+from ..metric.metric import spectrum_table
 from .field import FIELD_FIGURES, couplings_along_flow
 from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow
 from .style import COLOURS, LINES, MARKERS, STYLE, _axes, _legend, _styled

@@ -4,7 +4,7 @@ Independent of the rest of the package, so that it can check it. ``dual``, ``nng
 functions; the others are NumPy float64 on the host.
 """
 
-from bayes_brg.theory.cosnet import (
+from .cosnet import (
     cosnet_action_coefficient,
     cosnet_covariance,
     cosnet_effective_variance,
@@ -15,17 +15,9 @@ from bayes_brg.theory.cosnet import (
     cosnet_radius,
     cosnet_spectrum,
 )
-from bayes_brg.theory.descent import descent, descent_time
-from bayes_brg.theory.duals import (
-    Activation,
-    activation,
-    dual,
-    dual_derivative,
-    dual_error,
-    leaky_relu,
-    polynomial,
-)
-from bayes_brg.theory.infinite_width import (
+from .descent import descent, descent_time
+from .duals import Activation, activation, dual, dual_derivative, dual_error, leaky_relu, polynomial
+from .infinite_width import (
     RenormalizedGP,
     finite_width_kappa4,
     gp_posterior,
@@ -34,7 +26,7 @@ from bayes_brg.theory.infinite_width import (
     renormalized_gp,
     renormalized_readout,
 )
-from bayes_brg.theory.kernels import feature_moments, nngp, ntk
+from .kernels import feature_moments, nngp, ntk
 
 __all__ = [
     "Activation",

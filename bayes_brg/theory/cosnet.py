@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from bayes_brg.theory.infinite_width import finite_width_kappa4
+from .infinite_width import finite_width_kappa4
 
 _DIMENSIONS = (1, 2, 3)
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)

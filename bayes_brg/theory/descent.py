@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bayes_brg.theory import kernels
-from bayes_brg.theory.infinite_width import check_regression
+from . import kernels
+from .infinite_width import check_regression
 
 
 def descent(

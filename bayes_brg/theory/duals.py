@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import erf
 
-from bayes_brg.theory import quadrature
+from . import quadrature
 
 HERMITE_NODES = 200  # smooth callables; also the number of terms of the Mehler series
 PANEL_NODES = 40  # per panel and per dimension, kinked callables

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bayes_brg.theory import kernels
+from . import kernels
 
 
 class RenormalizedGP(NamedTuple):

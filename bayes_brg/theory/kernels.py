@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayes_brg.theory import duals
+from . import duals
 
 
 def _is_traced(*values) -> bool:

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bayes_brg.correlators import cumulants
+from bayes_brg.field.correlators import cumulants
 
 POINTS = 64
 

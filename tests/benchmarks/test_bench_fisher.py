@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bayes_brg.fisher import fisher
-from bayes_brg.likelihoods import categorical
-from bayes_brg.networks import mlp
+from bayes_brg.metric.fisher import fisher
+from bayes_brg.model.likelihoods import categorical
+from bayes_brg.model.networks import mlp
 from bayes_brg.posterior import prior
 
 pytestmark = pytest.mark.slow

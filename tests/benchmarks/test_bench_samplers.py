@@ -17,9 +17,9 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 import bayes_brg as brg
-from bayes_brg.inference.mcmc import hmc, nuts
-from bayes_brg.inference.samplers import mclmc
-from bayes_brg.inference.split import split_hmc
+from bayes_brg.inference.blackjax_samplers import mclmc
+from bayes_brg.inference.numpyro_hmc import hmc, nuts
+from bayes_brg.inference.split_hmc import split_hmc
 
 POINTS, PROBES, WARMUP = 100, 20, 300
 

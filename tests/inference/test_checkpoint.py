@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from test_mcmc import TINY, TINY_X, TINY_Y
+from test_numpyro_hmc import TINY, TINY_X, TINY_Y
 
-from bayes_brg.inference import _chains
-from bayes_brg.inference.mcmc import hmc
-from bayes_brg.inference.samplers import mclmc
-from bayes_brg.networks import mlp
+from bayes_brg.inference import chains
+from bayes_brg.inference.blackjax_samplers import mclmc
+from bayes_brg.inference.numpyro_hmc import hmc
+from bayes_brg.model.networks import mlp
 
 RUNS = {
     hmc: dict(num_warmup=25, num_samples=24, num_steps=3, readout="collapsed"),
@@ -31,7 +31,7 @@ def assert_same(a, b, draws=None):
 @pytest.mark.parametrize("sampler", list(RUNS))
 def test_stopped_run_goes_on(sampler, tmp_path, monkeypatch):
     whole = run(sampler)
-    true_block, calls = _chains._block, []
+    true_block, calls = chains._block, []
     stops = [2, 4] if sampler is hmc else [1, 2]  # blocks; hmc's first three are warm-up
 
     for stop in stops:
@@ -41,18 +41,18 @@ def test_stopped_run_goes_on(sampler, tmp_path, monkeypatch):
             calls.append(1)
             return true_block(*args)
 
-        monkeypatch.setattr(_chains, "_block", block)
+        monkeypatch.setattr(chains, "_block", block)
         with pytest.raises(KeyboardInterrupt):
             run(sampler, tmp_path / "run")
     assert (tmp_path / "run" / "state.npz").exists()
-    monkeypatch.setattr(_chains, "_block", true_block)
+    monkeypatch.setattr(chains, "_block", true_block)
     assert_same(run(sampler, tmp_path / "run"), whole)
     assert not list((tmp_path / "run").glob("*.tmp"))
     # Asked again, it reads; asked for more, it goes on; asked for fewer, it reads those.
-    monkeypatch.setattr(_chains, "_block", None)
+    monkeypatch.setattr(chains, "_block", None)
     assert_same(run(sampler, tmp_path / "run"), whole)
     assert_same(run(sampler, tmp_path / "run", num_samples=7), whole, draws=7)
-    monkeypatch.setattr(_chains, "_block", true_block)
+    monkeypatch.setattr(chains, "_block", true_block)
     longer = run(sampler, tmp_path / "run", num_samples=30)
     assert longer.num_draws == 30
     assert_same(longer, whole, draws=24)

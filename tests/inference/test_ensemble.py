@@ -8,8 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 import bayes_brg as brg
-from bayes_brg.inference import linear
-from bayes_brg.inference.linear import descend
+from bayes_brg.inference import linear_descent
+from bayes_brg.inference.linear_descent import descend
 
 KEY = jax.random.key(4)
 RNG = np.random.default_rng(5)
@@ -249,9 +249,9 @@ def test_stability_by_powers_is_that_by_eigenvalues(n, width):
         gram = h @ h.T
         for rate in np.geomspace(0.5, 6, 8) / np.diagonal(gram).max():
             if n <= 2 * width:
-                epoch, metric = linear._data_map(gram, linear._inverse_lower(gram, rate)), gram
+                epoch, metric = linear_descent._data_map(gram, linear_descent._inverse_lower(gram, rate)), gram
             else:
-                epoch, metric = linear._weight_map(h, np.zeros((n, 1)), rate)[0], np.eye(width)
-            answers.append(linear._is_stable(epoch, metric))
+                epoch, metric = linear_descent._weight_map(h, np.zeros((n, 1)), rate)[0], np.eye(width)
+            answers.append(linear_descent._is_stable(epoch, metric))
             assert answers[-1] == (np.abs(np.linalg.eigvals(epoch)).max() <= 1 + 1e-9)
     assert 0 < sum(answers) < len(answers)

@@ -1,0 +1,1 @@
+"""What everything stands on: checks at the door, mapping over draws, named keys, errors of estimates."""

@@ -1,0 +1,31 @@
+"""Judging posteriors by what they say: convergence in function space, scores, calibration, distances between laws.
+
+Everything here looks at φ_θ(x), the network's output, or at predictions made from it. Weights of a network that can be
+permuted or rescaled without changing the output have no convergence of their own that matters.
+"""
+
+from .calibration import SBC, sbc
+from .compare import Comparison, compare
+from .convergence import Convergence, convergence
+from .distances import Distance, KolmogorovSmirnov, adjust, energy_distance, gaussian_wasserstein, kolmogorov_smirnov
+from .learning import learning_vs_flow
+from .scores import Scores, loo, scores
+
+__all__ = [
+    "Comparison",
+    "Convergence",
+    "Distance",
+    "KolmogorovSmirnov",
+    "SBC",
+    "Scores",
+    "adjust",
+    "compare",
+    "convergence",
+    "energy_distance",
+    "gaussian_wasserstein",
+    "kolmogorov_smirnov",
+    "learning_vs_flow",
+    "loo",
+    "sbc",
+    "scores",
+]

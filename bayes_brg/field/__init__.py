@@ -1,0 +1,28 @@
+"""The output of a network as a field: cumulants, densities, the action, deformed priors."""
+
+from .action import Action, action, running_couplings
+from .correlators import block_cumulants, cumulants, log_generating_functional, moments
+from .cumulants import Cumulants
+from .deform import Deformed, ImportanceWeights, deform, importance_weights
+from .edgeworth import edgeworth_logpdf, edgeworth_marginal, edgeworth_pdf, edgeworth_report
+from .moments import Moments
+
+__all__ = [
+    "Action",
+    "Cumulants",
+    "Deformed",
+    "ImportanceWeights",
+    "Moments",
+    "action",
+    "block_cumulants",
+    "cumulants",
+    "deform",
+    "edgeworth_logpdf",
+    "edgeworth_marginal",
+    "edgeworth_pdf",
+    "edgeworth_report",
+    "importance_weights",
+    "log_generating_functional",
+    "moments",
+    "running_couplings",
+]

@@ -1,0 +1,26 @@
+"""The Bayesian renormalisation-group flow of a posterior (theory §2)."""
+
+from .closed_form import closed_form_differences, closed_form_flow
+from .critical_scale import CriticalScale, critical_scale
+from .cutoffs import cutoffs
+from .flow import Flow
+from .pruning import pruning_curve, removable_fraction
+from .regulators import Regulator, unlearning
+from .renormalize import renormalize
+from .stepwise import StepwiseFlow, renormalize_stepwise
+
+__all__ = [
+    "CriticalScale",
+    "Flow",
+    "Regulator",
+    "StepwiseFlow",
+    "closed_form_differences",
+    "closed_form_flow",
+    "critical_scale",
+    "cutoffs",
+    "pruning_curve",
+    "removable_fraction",
+    "renormalize",
+    "renormalize_stepwise",
+    "unlearning",
+]

@@ -1,0 +1,204 @@
+"""Running Markov chains in blocks: the loop every chain sampler shares."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from ..core.batching import largest_divisor, progress
+from ..core.checks import check_choice, check_count
+from ..core.keys import name_key
+from ..posterior import Posterior
+from .checkpoint import Checkpoint, digest
+from .target import Params, Target
+
+CHAIN_METHODS = ("vectorized", "sequential", "parallel")
+BLOCK = 50  # draws a call of compiled code; fixed, so that a longer run repeats a shorter one and then goes on
+
+
+class Kernel(Protocol):
+    """One sampler: pure functions of one chain. Frozen and hashable, so that it keys the compiled loop.
+
+    Where `pooled`, of all chains at once (leading axis (chain,) in, and in state and report out), which tune together.
+    """
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def pooled(self) -> bool: ...
+
+    @property
+    def warmup(self) -> int:
+        """Steps to take, and throw away, after `begin`."""
+
+    def begin(self, key: jax.Array, start: Any, x: Any, y: Any) -> Any:
+        """State at a starting point, tuned as far as it is not in the warm-up steps."""
+
+    def step(self, state: Any, x: Any, y: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """One transition, and its report."""
+
+    def position(self, state: Any, x: Any, y: Any) -> Params:
+        """Named unconstrained coordinates."""
+
+
+def over_chains(fn: Callable, method: str) -> Callable:
+    """`fn` of one chain's arguments, mapped over leading chain axes in the way `method` says."""
+    if method == "sequential":
+        return lambda *args: jax.lax.map(lambda one: fn(*one), args)
+    if method == "vectorized":
+        return jax.vmap(fn)
+
+    def sharded(*args):
+        count = jax.tree.leaves(args)[0].shape[0]
+        devices = largest_divisor(count, jax.local_device_count())
+        mesh, split = Mesh(np.array(jax.local_devices()[:devices]), ("chain",)), PartitionSpec("chain")
+        return jax.shard_map(jax.vmap(fn), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)(*args)
+
+    return sharded
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(kernel: Kernel, method: str, keys: jax.Array, start: Any, x: Any, y: Any) -> Any:
+    begin = partial(kernel.begin, x=x, y=y)
+    state = begin(keys, start) if kernel.pooled else over_chains(begin, method)(keys, start)
+    # Weak types go, so that a state read back from disk runs the same compiled code.
+    return jax.tree.map(_strong, state)
+
+
+def _strong(a: Any) -> jax.Array:
+    a = jnp.asarray(a)
+    return a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.asarray(a, a.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _block(kernel: Kernel, size: int, method: str, state: Any, keys: jax.Array, first, count, thinning, keep, x, y):
+    """`count` ≤ `size` draws, each after `thinning` transitions; nothing is kept where `keep` is False (warm-up).
+
+    The counts are arguments and not constants: warm-up, full blocks and the last short one share one compilation.
+    """
+    target = kernel.target
+
+    def finish(index, key, u, report):
+        params = target.finish(jax.random.fold_in(key, index), u, x, y)
+        return params, {**report, "log_joint": target.bound.log_joint(params, x, y)}
+
+    def chain(state, key):
+        def transition(_, carry):
+            state, report = carry
+            state, new = kernel.step(state, x, y)
+            # A divergence between two kept draws is reported with the second.
+            return state, {k: (v | report[k] if v.dtype == bool else v) for k, v in new.items()}
+
+        def emit(index, state, report):
+            write = jax.vmap(finish, in_axes=(None, 0, 0, 0)) if kernel.pooled else finish
+            return write(index, key, kernel.position(state, x, y), report)
+
+        blank = _zeros(lambda s: kernel.step(s, x, y)[1], state)
+
+        def draw(j, carry):
+            state, kept = carry
+            state, report = jax.lax.fori_loop(0, thinning, transition, (state, blank))
+
+            def write(kept):
+                out = emit(first + j, state, report)
+                return jax.tree.map(lambda buffer, value: buffer.at[j].set(value), kept, out)
+
+            return state, jax.lax.cond(keep, write, lambda kept: kept, kept)
+
+        empty = _zeros(lambda s: emit(0, s, blank), state)
+        empty = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), empty)
+        return jax.lax.fori_loop(0, count, draw, (state, empty))
+
+    if not kernel.pooled:
+        return over_chains(chain, method)(state, keys)
+    state, out = chain(state, keys)
+    return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), out)
+
+
+def _zeros(fn: Callable, *args) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(fn, *args))
+
+
+@partial(jax.jit, static_argnums=0)
+def _densities(target: Target, start: Params, x: Any, y: Any) -> jax.Array:
+    return jax.lax.map(lambda u: target.log_density(u, x, y), start)
+
+
+def _identity(kernel: Kernel, key, start, x, y, method: str, thinning: int, chain_method: str, size: int) -> dict:
+    """What must agree for a run to go on: all that its draws depend on, save how many of them there are."""
+    target = kernel.target
+    settings = {f.name: getattr(kernel, f.name) for f in fields(kernel) if f.name != "target"}  # type: ignore[arg-type]
+    # A model is code, which has no fingerprint; its density where the chains start stands for it.
+    u = start[0] if isinstance(start, tuple) else start
+    density = [f"{v:.4e}" for v in np.asarray(_densities(target, u, x, y), float)]
+    sites = {s.name: list(s.shape) for s in target.bound.sites}
+    return {"method": method, "sites": sites, "collapsed": target.collapsed, "settings": settings,
+            "thinning": thinning, "chain_method": chain_method, "block_size": size, "key": digest(key),
+            "x": digest(x), "y": digest(y), "start": digest(start), "density_at_start": density}
+
+
+def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, *, method: str, num_samples: int,
+               thinning: int = 1, chain_method: str = "vectorized", show: bool = True,
+               checkpoint: str | os.PathLike | None = None, block_size: int | None = None) -> Posterior:
+    """Run a kernel from `start`, leading axis (chain,), and gather a `Posterior`.
+
+    With a `checkpoint` directory, each block of draws is written as it comes, and the state after it; the same call
+    finds them and goes on.
+    """
+    check_choice(chain_method, "chain_method", CHAIN_METHODS)
+    size = BLOCK if block_size is None else check_count(block_size, "block_size")
+    chains = jax.tree.leaves(start)[0].shape[0]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(chains))
+    run_keys, finish_keys = (jax.vmap(lambda k, name=name: name_key(k, name))(keys) for name in ("run", "finish"))
+    disk = found = None
+    if checkpoint is not None:
+        disk = Checkpoint(checkpoint, _identity(kernel, key, start, x, y, method, thinning, chain_method, size))
+        template = jax.eval_shape(partial(_begin, kernel, chain_method), run_keys, start, x, y)
+        found = disk.load(run_keys, template)
+    began = time.perf_counter()
+    warm, done, blocks, state = found or (0, 0, [], _begin(kernel, chain_method, run_keys, start, x, y))
+    kept: list = []
+    with progress(desc=method, total=kernel.warmup + num_samples, show=show, unit="draw") as bar:
+        bar.update(warm + min(done, num_samples))
+        for steps in _pieces(kernel.warmup - warm, size):
+            state, _ = _block(kernel, size, chain_method, state, finish_keys, 0, steps, 1, False, x, y)
+            jax.block_until_ready(state)
+            warm += steps
+            if disk:
+                disk.save(state, warm, done, blocks)
+            bar.update(steps)
+        warmed, spent = time.perf_counter(), time.process_time()
+        for steps in _pieces(num_samples - done, size):
+            state, out = _block(kernel, size, chain_method, state, finish_keys, done, steps, thinning, True, x, y)
+            samples, stats = jax.tree.map(lambda a, n=steps: a[:, :n], jax.block_until_ready(out))
+            blocks = [*blocks, (done, steps)]
+            if disk:
+                disk.add(done, samples, stats)
+                disk.save(state, warm, done + steps, blocks)
+            else:
+                kept.append((samples, stats))
+            done += steps
+            bar.update(steps)
+    if disk:
+        samples, stats = disk.gather(blocks, num_samples)
+    else:
+        samples, stats = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *kept)
+    # Of drawing alone; processor seconds, of all threads, are what a busy machine does not stretch.
+    stats["processor_seconds"] = time.process_time() - spent
+    stats["seconds_warmup"], stats["seconds"] = warmed - began, time.perf_counter() - warmed
+    return Posterior({s: samples[s] for s in kernel.target.bound.names}, stats, method)
+
+
+def _pieces(total: int, size: int) -> list[int]:
+    """`total` cut into pieces of `size`, the last one shorter; none if it is not positive."""
+    return [min(size, total - done) for done in range(0, total, size)]

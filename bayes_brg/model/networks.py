@@ -1,0 +1,336 @@
+"""Architectures as NumPyro models: dense networks and cos-nets, with their priors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from ..core.checks import check_choice, check_count, check_positive
+from ..core.keys import name_key
+from .bound import BoundModel, Params, Site
+from .likelihoods import Likelihood, gaussian
+
+__all__ = ["MLP", "BoundNetwork", "Network", "dense", "mlp"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda z: z,
+    "relu": jax.nn.relu,
+    "erf": jax.scipy.special.erf,
+    "tanh": jnp.tanh,
+    "gelu": lambda z: jax.nn.gelu(z, approximate=False),
+    "cos": jnp.cos,
+    "sin": jnp.sin,
+}
+OBSERVED = "y"
+
+
+def dense(params: Params, x: jax.Array, weight: str, bias: str | None = None, scale: float = 1.0,
+          bias_scale: float = 1.0) -> jax.Array:
+    """The dense primitive: ``scale · x params[weight] + bias_scale · params[bias]``.
+
+    Names and scales go in, so that a stand-in can record the layer's input and cotangent (the exact Fisher diagonal,
+    theory §1) and square the scales too.
+    """
+    out = x @ params[weight]
+    out = out if scale == 1.0 else out * scale
+    if bias is None:
+        return out
+    return out + (params[bias] if bias_scale == 1.0 else params[bias] * bias_scale)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A NumPyro model ``net(x, y=None)`` that also knows its forward pass and its linear readout.
+
+    Subclasses give `priors` and `features`. Parameters are dicts of named arrays.
+
+    Attributes
+    ----------
+    likelihood : Likelihood
+        The observation model around the output.
+    """
+
+    likelihood: Likelihood = field(default_factory=gaussian)
+
+    def priors(self, dim: int) -> dict[str, dist.Distribution]:
+        """Prior of each site for inputs of `dim` coordinates."""
+        raise NotImplementedError
+
+    def features(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
+        """Input of the readout, shape (n, width), scaled so that φ = features @ readout (+ bias)."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        raise NotImplementedError
+
+    @property
+    def readout(self) -> str:
+        """Name of the site of readout weights, shape (width, outputs)."""
+        raise NotImplementedError
+
+    @property
+    def readout_bias(self) -> str | None:
+        """Name of the site of readout biases, or None."""
+        return None
+
+    @property
+    def readout_sites(self) -> tuple[str, ...]:
+        """The sites in which the output is linear."""
+        return (self.readout,) if self.readout_bias is None else (self.readout, self.readout_bias)
+
+    @property
+    def dense_sites(self) -> tuple[str, ...]:
+        """The sites that enter through the dense primitive alone."""
+        return self.readout_sites
+
+    def design(self, params: Params, x: jax.Array) -> jax.Array:
+        """Matrix H, shape (n, width [+ 1]), with φ = H · [readout; bias]."""
+        h = self.features(params, x)
+        return h if self.readout_bias is None else jnp.concatenate([h, jnp.ones_like(h[:, :1])], axis=1)
+
+    def apply(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
+        """Output φ_θ(x), shape (n, outputs)."""
+        return dense(params, self.features(params, x, dense), self.readout, self.readout_bias)
+
+    def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
+        x = self._check_x(x)
+        params = {name: numpyro.sample(name, prior) for name, prior in self.priors(x.shape[1]).items()}
+        phi = numpyro.deterministic("phi", self.apply(params, x))
+        y = None if y is None else self.likelihood.targets(y, self.outputs)
+        return numpyro.sample(OBSERVED, self.likelihood.distribution(phi), obs=y)
+
+    def _check_x(self, x: jax.Array) -> jax.Array:
+        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+        if x.ndim != 2:
+            raise ValueError(f"x has shape {x.shape}; a network takes (n, dim): write x[:, None] for one coordinate "
+                             "or x[None] for one point")
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+    def bind(self, x: jax.Array) -> BoundNetwork:
+        """The network as a bound model for inputs of this dimension."""
+        return _bound(self, self._check_x(x).shape[1])
+
+
+@lru_cache(maxsize=256)
+def _bound(network: Network, dim: int) -> BoundNetwork:
+    """A network at an input dimension: found again, since making a prior costs as much as a small forward pass."""
+    sites = tuple(Site(name, tuple(d.batch_shape + d.event_shape), d.support, d.event_dim)
+                  for name, d in network.priors(dim).items())
+    return BoundNetwork(network, sites, OBSERVED, network.likelihood, dim)
+
+
+@dataclass(frozen=True)
+class BoundNetwork(BoundModel):
+    """A `Network` at a given input dimension: the fast way through `BoundModel`'s questions."""
+
+    dim: int = 0
+
+    @property
+    def network(self) -> Network:
+        return self.fn  # type: ignore[return-value]
+
+    def phi(self, params, x):
+        return self.network.apply(params, x)
+
+    def distribution(self, params, x):
+        return self.network.likelihood.distribution(self.phi(params, x))
+
+    def gauged(self, phi, x):
+        return self.network.likelihood.gauged(phi)
+
+    def log_likelihood(self, params, x, y):
+        return self.network.likelihood.log_prob(self.phi(params, x), y)
+
+    def loss(self, params, x, y):
+        return self.network.likelihood.loss(self.phi(params, x), y)
+
+    def log_prior(self, params, x=None):
+        terms = [jnp.sum(d.log_prob(params[s])) for s, d in self.network.priors(self.dim).items()]
+        return sum(terms, start=jnp.zeros(()))
+
+    def log_factors(self, params, x, y=None):
+        return jnp.zeros(())
+
+    def log_joint(self, params, x, y):
+        return self.log_prior(params) + jnp.sum(self.log_likelihood(params, x, y))
+
+    def draw_prior(self, key, x=None, given=None, sites=None):
+        """As `BoundModel.draw_prior`; `sites` limits the draw, since a network's sites are independent."""
+        given = given or {}
+        priors = self.network.priors(self.dim)
+        return {s: given[s] if s in given else priors[s].sample(name_key(key, s)) for s in sites or priors}
+
+    def prior_mean(self, x, given, sites):
+        priors = self.network.priors(self.dim)
+        return {s: jnp.broadcast_to(priors[s].mean, self.site(s).shape) for s in sites}
+
+    def targets(self, y: Any, outputs: int | None = None):
+        return self.network.likelihood.targets(y, self.network.outputs)
+
+    def parents(self, x=None):
+        return {s: () for s in self.names}
+
+
+# -- dense networks -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class MLP(Network):
+    """A dense network; make one with `mlp`."""
+
+    widths: tuple[int, ...] = ()
+    out: int = 1
+    activation: tuple[str | Callable, ...] = ()
+    weight_std: tuple[float, ...] = ()
+    bias_std: tuple[float, ...] | None = None
+    scaling: str = "fan_in"
+
+    @property
+    def outputs(self) -> int:
+        return self.out
+
+    @property
+    def depth(self) -> int:
+        """Number of hidden layers."""
+        return len(self.widths)
+
+    @property
+    def readout(self) -> str:
+        return f"w{self.depth}"
+
+    @property
+    def readout_bias(self) -> str | None:
+        return None if self.bias_std is None else f"b{self.depth}"
+
+    @property
+    def dense_sites(self) -> tuple[str, ...]:
+        letters = "w" if self.bias_std is None else "wb"
+        return tuple(f"{letter}{layer}" for layer in range(self.depth + 1) for letter in letters)
+
+    def priors(self, dim: int) -> dict[str, dist.Distribution]:
+        sizes, priors = (dim, *self.widths, self.out), {}
+        for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            std = {"fan_in": self.weight_std[layer] / math.sqrt(fan_in), "ntk": 1.0,
+                   "none": self.weight_std[layer]}[self.scaling]
+            priors[f"w{layer}"] = dist.Normal(jnp.zeros((fan_in, fan_out)), std).to_event(2)
+            if self.bias_std is not None:
+                std = 1.0 if self.scaling == "ntk" else self.bias_std[layer]
+                priors[f"b{layer}"] = dist.Normal(jnp.zeros(fan_out), std).to_event(1)
+        return priors
+
+    def _scales(self, layer: int, fan_in: int) -> tuple[float, float]:
+        if self.scaling != "ntk":
+            return 1.0, 1.0
+        return self.weight_std[layer] / math.sqrt(fan_in), self.bias_std[layer] if self.bias_std else 1.0
+
+    def hidden(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
+        """Last hidden layer, shape (n, widths[-1]), before any readout scale."""
+        h = x
+        for layer, activation in enumerate(self.activation):
+            bias = None if self.bias_std is None else f"b{layer}"
+            h = dense(params, h, f"w{layer}", bias, *self._scales(layer, h.shape[1]))
+            h = (ACTIVATIONS[activation] if isinstance(activation, str) else activation)(h)
+        return h
+
+    def features(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
+        h = self.hidden(params, x, dense)
+        scale, _ = self._scales(self.depth, h.shape[1])
+        return h if scale == 1.0 else h * scale
+
+    def design(self, params: Params, x: jax.Array) -> jax.Array:
+        h = self.features(params, x)
+        if self.bias_std is None:
+            return h
+        _, bias_scale = self._scales(self.depth, h.shape[1])
+        return jnp.concatenate([h, jnp.full_like(h[:, :1], bias_scale)], axis=1)
+
+    def apply(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
+        h = self.hidden(params, x, dense)
+        return dense(params, h, self.readout, self.readout_bias, *self._scales(self.depth, h.shape[1]))
+
+
+def _per_layer(value: Any, name: str, layers: int) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * layers
+    if len(values) != layers:
+        raise ValueError(f"{name} has {len(values)} entries but the network has {layers} layers of weights "
+                         "(hidden layers + readout); pass one number or one a layer")
+    return tuple(check_positive(v, name) for v in values)
+
+
+def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Callable | Sequence = "relu",
+        weight_std: float | Sequence[float] = 1.0, bias_std: float | Sequence[float] | None = None,
+        scaling: str = "fan_in", likelihood: Likelihood | None = None) -> MLP:
+    """A dense network with Gaussian priors, as a NumPyro model.
+
+    Sites are ``"w0", "w1", ...`` with shape (fan_in, fan_out) and, where `bias_std` is given, ``"b0", "b1", ...``.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Widths of the hidden layers; ``()`` is a linear model.
+    out : int
+        Number of outputs.
+    activation : str, callable, or one of them a hidden layer
+        ``"identity"``, ``"relu"``, ``"erf"``, ``"tanh"``, ``"gelu"``, ``"cos"``, ``"sin"``, or an elementwise function.
+    weight_std, bias_std : float, or one a layer (hidden layers + readout)
+        Prior scales σ_w and σ_b; ``bias_std=None`` for no biases.
+    scaling : {"fan_in", "ntk", "none"}
+        ``"fan_in"``: weights ~ N(0, σ_w²/fan_in). ``"ntk"``: weights ~ N(0, 1), multiplied by σ_w/√fan_in in the
+        forward pass (biases by σ_b). ``"none"``: weights ~ N(0, σ_w²), as in the paper's own experiment.
+    likelihood : Likelihood
+        Default ``gaussian(1.0)``.
+
+    Returns
+    -------
+    MLP
+        A frozen `Network`: ``net(x, y)`` is the NumPyro model, ``net.apply(params, x)`` its output (n, out).
+
+    Notes
+    -----
+    The recursion of (60), with the fan-in scale the infinite-width limit needs (theory §6).
+
+    Examples
+    --------
+    >>> net = mlp((10, 10, 2048), activation=("identity", "relu", "relu"), scaling="none")
+    >>> net.readout
+    'w3'
+    """
+    widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    widths = tuple(check_count(w, "a hidden width") for w in widths)
+    depth = len(widths)
+    if isinstance(activation, (str, bytes)) or callable(activation):
+        activation = (activation,) * depth
+    activation = tuple(activation)
+    if len(activation) != depth:
+        raise ValueError(f"activation has {len(activation)} entries but there are {depth} hidden layers; "
+                         "the readout has none")
+    for a in activation:
+        if not callable(a):
+            check_choice(a, "activation", ACTIVATIONS)
+    if likelihood is None:
+        likelihood = gaussian()
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError("likelihood must come from brg.gaussian, bernoulli, categorical or poisson, "
+                        f"got {likelihood!r}")
+    out = check_count(out, "out")
+    if likelihood.name == "categorical" and out < 2:
+        raise ValueError(f"a categorical likelihood needs out >= 2 logits, got {out}; use brg.bernoulli() for one")
+    return MLP(
+        likelihood=likelihood, widths=widths, out=out, activation=activation,
+        weight_std=_per_layer(weight_std, "weight_std", depth + 1),
+        bias_std=None if bias_std is None else _per_layer(bias_std, "bias_std", depth + 1),
+        scaling=check_choice(scaling, "scaling", ("fan_in", "ntk", "none")),
+    )
+
+
+# -- cos-nets -------------------------------------------------------------------------------------------------
+
+

@@ -1,0 +1,543 @@
+"""One self-contained HTML page about a run: what was run, whether to believe it, what it found, how to run it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from . import html
+from ..diagnostics.scores import scores, scores_of_phi
+from ..metric.metric import spectrum_table
+from ..diagnostics.convergence import Convergence, judge
+from .experiment import Experiment, load_experiment
+from ..model.likelihoods import Likelihood
+from ..core.keys import name_key
+from ..posterior import Posterior
+from ..io.store import Run, load_run, replacing
+
+__all__ = ["report"]
+
+ENTRIES = 200  # of φ, and of a site's weights, that convergence is judged at
+OWN_FIGURES = {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "field_cumulants",
+               "field_couplings"}
+OWN_TABLES = ("summary",)
+
+
+def report(run: Run | str | Path, path: str | Path | None = None, *,
+           experiment: Experiment | str | Path | None = None) -> Path:
+    """Write one HTML page about a run, with its figures inside; it needs neither network nor script.
+
+    Parameters
+    ----------
+    run : Run, str or Path
+        A run, finished or not, or its directory. A section whose data the run lacks says so and how to get them.
+    path : str or Path, optional
+        The file to write; default ``report.html`` in the run directory.
+    experiment : Experiment, str or Path, optional
+        The experiment of the run, or the file that declares it. With it, calibration is known for any NumPyro model,
+        and the spectrum for runs that did not keep it; both are made anew from the stored draws.
+
+    Returns
+    -------
+    Path
+        The file written. Cutoffs Λ and stiffness are per datum, φ and its moments in units of the output.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, ValueError
+        If `run` is not a run, or `experiment` is that of another one.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    if experiment is not None and not isinstance(experiment, Experiment):
+        experiment = load_experiment(experiment)
+    if experiment is not None and experiment.name != run.name:
+        raise ValueError(f"{run.path} is a run of {run.name!r}, not of {experiment.name!r}; give the file that "
+                         f"declares {run.name!r}")
+    target = Path(path) if path is not None else run.path / "report.html"
+    if target.is_dir():
+        raise ValueError(f"{target} is a directory; name the file to write, such as {target / 'report.html'}")
+    seen = _Seen(run, experiment)
+    sections = [html.Section(name, title, _guarded(body, seen)) for name, (title, body) in SECTIONS.items()]
+    state = "finished" if run.finished else "not finished: the sections below say what is missing"
+    subtitle = [f"A run of bayes_brg {run.manifest.get('versions', {}).get('bayes_brg', '')}; {state}.",
+                "The posterior of a network, flowed to its prior: parameters whose Fisher information is below the "
+                "cutoff Λ are given back to the prior."]
+    text = html.page(run.name, subtitle, sections)
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+class Missing(Exception):
+    """A section's data are not in the run; the message says how to get them."""
+
+
+def _guarded(body: Callable[[_Seen], str], seen: _Seen) -> str:
+    """A section, or what it lacks. A section that fails must not lose the others."""
+    try:
+        return body(seen)
+    except (Missing, FileNotFoundError) as error:
+        return html.note(str(error))
+    except Exception as error:
+        return html.note(f"This section could not be made: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What sections read of a run, each thing once."""
+
+    run: Run
+    experiment: Experiment | None
+
+    @property
+    def main(self) -> str:
+        return self.run.methods[0]
+
+    @cached_property
+    def kept(self) -> dict[str, xr.Dataset]:
+        """Flows without the members that diverged."""
+        return {m: flow.where(~flow["diverged"]) for m, flow in self.run.flows.items()}
+
+    @cached_property
+    def phi(self) -> dict[str, xr.DataArray]:
+        """φ at the characteristic input, first output."""
+        return {m: f["phi"].isel(point=f.attrs["characteristic_point"], output=0) for m, f in self.kept.items()}
+
+    @cached_property
+    def critical(self) -> tuple[float, float, float]:
+        found = self.run.flow.attrs
+        value, low, high = (float(found.get(f"critical_scale{s}", np.nan)) for s in ("", "_lower", "_upper"))
+        return value, low, high
+
+    @cached_property
+    def truth(self) -> float | None:
+        return float(self.run.data["truth"].values[0]) if "truth" in self.run.data else None
+
+    @cached_property
+    def convergence(self) -> dict[str, Convergence]:
+        return {m: _converged(self.run.flows[m], self.run.posteriors[m]) for m in self.run.methods}
+
+    def start(self, method: str) -> pd.Series:
+        """The summary's row of Λ = 0."""
+        table = self.run.summaries[method]
+        return table[table["cutoff"] == 0].iloc[0]
+
+
+def _converged(flow: xr.Dataset, posterior: Posterior) -> Convergence:
+    """Convergence of the stored φ and test loss at Λ = 0; independent members that diverged are left out."""
+    now = flow.sel(cutoff=0)
+    phi, loss = now["phi"].transpose("chain", "draw", "point", "output"), now["loss"].transpose("chain", "draw")
+    values = phi.values.reshape(*phi.shape[:2], -1)
+    if flow.attrs.get("likelihood") == "categorical":  # a shift of all logits says nothing
+        values = (phi.values - phi.values.mean(axis=-1, keepdims=True)).reshape(values.shape)
+    values = values[..., _spaced(values.shape[-1])]
+    sites = {s: np.asarray(v).reshape(*phi.shape[:2], -1) for s, v in posterior.samples.items()
+             if posterior.trained is None or s in posterior.trained}
+    sites = {s: v[..., _spaced(v.shape[-1])] for s, v in sites.items()}
+    kept = ~flow["diverged"].transpose("chain", "draw").values
+
+    def select(array: np.ndarray) -> np.ndarray:
+        flat = array.reshape(-1, *array.shape[2:])[kept.ravel()]
+        chains = min(4, max(1, len(flat) // 4))
+        draws = len(flat) // chains
+        return flat[:chains * draws].reshape(chains, draws, *flat.shape[1:])
+
+    every = {"phi": values, "loss": loss.values, **sites}
+    if not kept.all() and np.all(np.asarray(posterior.stats.get("independent", False))):
+        every = {k: select(v) for k, v in every.items()}
+    data = xr.Dataset({"phi": (("chain", "draw", "point"), every.pop("phi")),
+                       "loss": (("chain", "draw"), every.pop("loss"))})
+    stats = {k: v for k, v in posterior.stats.items() if k in ("independent", "diverging")}
+    return judge(data, Posterior({s: jax.numpy.asarray(v) for s, v in every.items()}, stats, posterior.method))
+
+
+def _spaced(size: int) -> np.ndarray:
+    return np.linspace(0, size - 1, min(size, ENTRIES)).round().astype(int)
+
+
+def _plus_minus(value: float, error: float) -> str:
+    """A value with its standard error, to two digits of the error."""
+    if not np.isfinite(error) or error <= 0:
+        return html.number(float(value))
+    if not 1e-4 <= error < 1e5:
+        return f"{value:.3g} ± {error:.1g}"
+    places = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def _scale(attrs: Mapping[str, Any]) -> str:
+    value, low, high = (attrs.get(f"critical_scale{s}") for s in ("", "_lower", "_upper"))
+    if value is None or not np.isfinite(value):
+        return "none"
+    if low is None or high is None or not np.isfinite([low, high]).all():
+        return f"{value:.3g}"
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+# -- sections -------------------------------------------------------------------------------------------------
+def _summary(seen: _Seen) -> str:
+    run, first = seen.run, seen.start(seen.main)
+    attrs = run.flow.attrs
+    verdict = seen.convergence[seen.main]
+    items = [
+        ("critical scale Λ_C, per datum", _scale(attrs), f"{seen.main}: {attrs['critical_scale_text']}"),
+        ("test loss at Λ = 0, median", _plus_minus(first["loss_median"], first["loss_median_se"]),
+         f"5 % to 95 % of members: {first['loss_q05']:.4g} to {first['loss_q95']:.4g}"),
+        ("φ at the characteristic input, Λ = 0, mean", _plus_minus(first["phi_mean"], first["phi_mean_se"]),
+         f"sd {_plus_minus(first['phi_std'], first['phi_std_se'])}"
+         + (f"; true value {seen.truth:.4g}" if seen.truth is not None else "")),
+        ("converged in function space", "yes" if verdict else "no", verdict.reason),
+        ("members used", f"{int(first['num_members'])}", f"{int(first['num_diverged'])} diverged and are left out"),
+    ]
+    return html.paragraph(
+        f"The main method, {seen.main}; errors are one standard error. Λ_C is where the loss along the flow leaves its "
+        "flat region: below it, what the flow has given back to the prior did not matter.") + html.facts(items)
+
+
+def _what(seen: _Seen) -> str:
+    run, m = seen.run, seen.run.manifest
+    out = [html.paragraph("Settings of the experiment, the data it made or read, its random key, and the versions it "
+                          "ran with. With the same key and versions, the draws are the same."),
+           html.table({"methods, the main one first": ", ".join(run.methods), **run.settings}, "Settings")]
+    options = {f"{part}: {k}" if isinstance(v, Mapping) else part: _words(x)
+               for part, v in m.get("options", {}).items()
+               for k, x in (v.items() if isinstance(v, Mapping) else (("", v),))}
+    out.append(html.table(options, "Metric, flow and other options of the experiment (Λ per datum)"))
+    shapes = {name: f"{' × '.join(map(str, v.shape)) or 'one number'}, {v.dtype}" for name, v in run.data.items()}
+    out.append(html.table(shapes, "Data: shape and type"))
+    key = m.get("key", {})
+    out.append(html.table({"seed": key.get("seed"), "key": f"{key.get('data')} ({key.get('implementation')})",
+                           "precision": m.get("precision"), **m.get("versions", {}),
+                           **{k: _words(v) for k, v in m.get("platform", {}).items()}}, "Key, versions, platform"))
+    return "".join(out)
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(_words, value)) if isinstance(value, (list, tuple)) else html.number(value)
+
+
+def _convergence(seen: _Seen) -> str:
+    out = [html.paragraph(
+        "Weights of a network can be permuted or rescaled without a change of its output, so the verdict is about φ at "
+        "the test inputs and the test loss alone (function space); weight-space rows are for information. R-hat near "
+        "1: chains agree. ESS: how many independent draws they are worth. At most 200 entries of φ and of each trained "
+        "site, evenly spaced, are looked at.")]
+    for method, found in seen.convergence.items():
+        word, kind = ("yes", "") if found else ("no", " no")
+        out.append(f"<h3>{html.text(method)}</h3>"
+                   f'<p class="verdict{kind}"><strong>Converged in function space: {word}.</strong> '
+                   f"{html.text(found.reason[:1].upper() + found.reason[1:])}</p>")
+        table = found.table.rename(columns=lambda c: c.replace("rhat", "R-hat").replace("ess", "ESS")
+                                   .replace("mcse_per_sd", "MCSE/sd").replace("_", " "))
+        out.append(html.table(table, f"{method}: worst and median over entries", index="quantity"))
+    return "".join(out)
+
+
+def _spectrum(seen: _Seen) -> str:
+    from .. import plots
+
+    spectra = dict(seen.run.spectra)
+    if not spectra and seen.experiment is not None:
+        spectra = {m: spectrum_table(seen.experiment.flow_of(seen.run, m).metric) for m in seen.run.methods}
+    if not spectra:
+        raise Missing("This run did not keep the spectrum of its metric. Give the file that declares the "
+                      f"experiment: bayes-brg report {seen.run.path} --experiment FILE makes the metric anew "
+                      "from the stored draws.")
+    pictures = []
+    for method, table in spectra.items():
+        top = float(np.nanmax(table["stiffness"].values))
+        total = int(table["num_directions"].sum())
+        pictures.append(html.picture(
+            _figure_of(plots.spectrum, table, size=(5.8, 4.2)),
+            f"Stiffness of {total} directions of the {method} metric in descending order; the largest is {top:.3g}.",
+            f"{method}: {total} directions, {table.attrs['kind']} metric, "
+            + (f"median and 5 % to 95 % of {table.attrs['num_draws']} draws" if table.attrs["num_draws"] > 1
+               else "one metric for all draws") + f"; stiffest λ = {top:.4g} per datum."))
+    return html.paragraph(
+        "How many directions of parameter space the data hold, and how firmly. A sloppy model spreads over many "
+        "decades; the flow gives directions back to the prior from right to left, each when Λ passes its stiffness."
+    ) + html.figures(*pictures)
+
+
+def _figure_of(draw: Callable[..., Any], *what: Any, size: tuple[float, float] = (5.6, 4.2), **options: Any) -> Any:
+    """A Figure with one axes, drawn by a function of the plots, in their style."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from .. import plots
+
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(*what, ax=figure.subplots(), **options)
+    return figure
+
+
+def _loss(seen: _Seen) -> str:
+    from .. import plots
+
+    loss = {m: f["loss"] for m, f in seen.kept.items()}
+    fraction = {m: f["stiff_fraction"] for m, f in seen.run.flows.items()}
+    start = seen.start(seen.main)
+    where = _scale(seen.run.flow.attrs)
+    return html.paragraph(
+        "The test loss stays flat while only sloppy directions are given back to the prior and grows once stiff ones "
+        "go. Dashed line and grey band: Λ_C of the main method with its interval. Behind "
+        "the break at the left edge: Λ = 0."
+    ) + html.figures(
+        html.picture(_figure_of(plots.loss_along_flow, loss, critical_scale=seen.critical),
+                     f"Test loss against cutoff: median {start['loss_median']:.4g} at cutoff 0; critical scale "
+                     f"{where}.",
+                     "Median over members with 95 % intervals; band: 5 % to 95 % of the main method's members."),
+        html.picture(_figure_of(plots.stiff_fraction_along_flow, fraction, critical_scale=seen.critical),
+                     f"Fraction of directions that are stiff against cutoff, from 1 to "
+                     f"{float(seen.run.flow['stiff_fraction'].values[-1]):.3g}.",
+                     "Share of directions with λ of at least Λ, which the flow leaves as the posterior has them."))
+
+
+def _distributions(seen: _Seen) -> str:
+    from ..plots.flow import _either_side, distribution
+    from ..plots.style import _power
+
+    value = seen.critical[0]
+    scales = seen.run.flow["cutoff"].values
+    finite = np.isfinite(value)
+    pictures = []
+    for index in _either_side(np.asarray(scales, float), float(value) if finite else None):
+        scale = float(scales[index])
+        side = "" if not finite else (" (below Λ_C)" if scale < value else " (above Λ_C)")
+        draws = {m: p.isel(cutoff=index) for m, p in seen.phi.items()}
+        one = draws[seen.main].values
+        title = rf"$\Lambda$ = {_power(scale)}" + side.replace("Λ_C", r"$\Lambda_C$")
+        pictures.append(html.picture(
+            _figure_of(distribution, draws, seen.truth, title=title, size=(5.6, 4.6)),
+            f"Distribution of φ at cutoff {scale:g}{side}: mean {np.nanmean(one):.4g}, sd "
+            f"{np.nanstd(one, ddof=1):.4g}.",
+            f"Λ = {scale:.4g}{side}."))
+    return html.paragraph(
+        "φ at the characteristic input (first output) before the flow, "
+        + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: "
+        "the Gaussian of the same mean and variance; bars on the histogram: one standard error of independent draws a "
+        "bin.") + html.figures(*pictures)
+
+
+def _moments(seen: _Seen) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from .. import plots
+
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        plots.moments_along_flow(seen.phi, truth=seen.truth, critical_scale=seen.critical,
+                                 axes=list(figure.subplots(1, 2)))
+    first, last = seen.run.summary.iloc[0], seen.run.summary.iloc[-1]
+    return html.paragraph("Mean and variance of φ at the characteristic input, with 95 % intervals.") + html.figures(
+        html.picture(figure, f"Mean of φ from {first['phi_mean']:.4g} at cutoff 0 to {last['phi_mean']:.4g}, its "
+                     f"variance from {first['phi_std']**2:.4g} to {last['phi_std']**2:.4g} at {last['cutoff']:g}.",
+                     "Left the mean, right the variance, on a logarithmic scale.", wide=True))
+
+
+def _numbers(seen: _Seen) -> str:
+    out = [html.paragraph("Everything above as numbers, one row a cutoff Λ (per datum): the test loss over members, φ "
+                          "at the characteristic input; _se: one standard error. The same is in summary.csv.")]
+    for method, table in seen.run.summaries.items():
+        out.append(html.table(table.rename(columns=lambda c: c.replace("_", " ")), f"{method}, along the flow",
+                              tall=True))
+    return "".join(out)
+
+
+def _field(seen: _Seen) -> str:
+    from .. import plots
+    from ..plots.field import FIELD_FIGURES, FIELD_LABELS
+
+    if not seen.run.manifest.get("options", {}).get("couplings"):
+        raise Missing("This experiment does not follow the field: give it Experiment(..., couplings=3), which keeps "
+                      "the cumulants and the couplings of the action at three inputs along the flow.")
+    tables = seen.run.couplings
+    words = {"variance": "variance κ2", "skewness": "skewness κ3/κ2^(3/2)", "kurtosis": "excess kurtosis κ4/κ2²",
+             "mass": "mass-like term", "cubic": "cubic coupling g3", "quartic": "quartic coupling g4",
+             "effective_quartic": "effective quartic coupling g4 κ2²"}
+    pictures, rows = [], []
+    for name in (n for names in FIELD_FIGURES.values() for n in names):
+        one = tables[seen.main].isel(point=0)
+        if name not in one or name not in FIELD_LABELS:
+            continue
+        value = one[name].values
+        pictures.append(html.picture(
+            _figure_of(plots.coupling_along_flow, tables, name, critical_scale=seen.critical),
+            f"{words[name]} along the flow: {value[0]:.3g} at cutoff 0, {value[-1]:.3g} at the end.",
+            f"{words[name][:1].upper()}{words[name][1:]}, with 95 % intervals."))
+    for method, table in tables.items():
+        one = table.isel(point=0)
+        for i, cutoff in enumerate(one["cutoff"].values):
+            rows.append({"method": method, "Λ": float(cutoff)} | {
+                words[n]: _plus_minus(float(one[n][i]), float(one[f"{n}_sem"][i]) if f"{n}_sem" in one else np.nan)
+                for n in words if n in one})
+    return html.paragraph(
+        "The outputs as a field at the characteristic input: its cumulants, and the couplings of the action of order "
+        "1/N that has them. A Gaussian field has no cumulant above the second. Where κ4/κ2² is not small against 1 the "
+        "couplings are only formal. Units: powers of φ; κ3/κ2^(3/2), κ4/κ2² and g4 κ2² have none."
+    ) + html.figures(*pictures) + html.table(pd.DataFrame(rows), "Cumulants and running couplings ± one standard error",
+                                             tall=True)
+
+
+def _calibration(seen: _Seen) -> str:
+    from .. import plots
+
+    scored = {m: _scored(seen, m) for m in seen.run.methods}
+    first = scored[seen.main]
+    names = {"mean_log_predictive_density": "log predictive density (nats per datum)", f"mean_{first.name}":
+             {"crps": "CRPS (units of y)", "rps": "ranked probability score", "brier": "Brier score"}[first.name],
+             "rmse": "root mean squared error (units of y)", "accuracy": "accuracy"}
+    columns: dict[str, list[str]] = {}
+    for m, one in scored.items():
+        d = one.dataset
+        columns[m] = [_plus_minus(float(d[k]), float(d[f"{k}_sem"])) for k in names if k in d]
+        columns[m] += [_plus_minus(100 * c, 100 * e) for c, e in
+                       zip(d["coverage"].values, d["coverage_sem"].values, strict=True)]
+    index = [v for k, v in names.items() if k in first.dataset]
+    index += [f"coverage of {level:.0%} intervals (%)" for level in first.dataset["level"].values]
+    quantiles = first.kind == "pit"
+    few = " So few targets say little." if first.dataset.sizes["point"] < 20 else ""
+    picture = html.picture(
+        _figure_of(plots.calibration_curve, scored, size=(4.8, 5.0)),
+        f"Calibration curve of {', '.join(scored)} on {first.dataset.sizes['point']} test points; on the diagonal "
+        "where calibrated.",
+        ("Fraction of test targets below each predictive quantile" if quantiles else
+         "Observed frequency against predicted probability") + ", with 95 % Wilson intervals.")
+    return html.paragraph(
+        f"The predictive law at Λ = 0, noise included, against the {first.dataset.sizes['point']} targets of the "
+        "experiment's test points. An interval that should hold 90 % of the data does so where the method is "
+        "calibrated; errors are one standard error over data." + few) + html.figures(picture) + html.table(
+            pd.DataFrame(columns, index=index), "Scores at Λ = 0", index="score")
+
+
+def _scored(seen: _Seen, method: str) -> Any:
+    flow, run = seen.run.flows[method], seen.run
+    if "likelihood" in flow.attrs and "y_test" in run.data:
+        likelihood = Likelihood(str(flow.attrs["likelihood"]), float(flow.attrs["likelihood_scale"]))
+        y = run.data["y_test"].values
+        phi = flow["phi"].sel(cutoff=0).isel(point=slice(len(y))).transpose("chain", "draw", "point", "output").values
+        phi = phi.reshape(-1, *phi.shape[2:])[~flow["diverged"].transpose("chain", "draw").values.ravel()]
+        return scores_of_phi(likelihood, phi, y, method=method)
+    if seen.experiment is None:
+        raise Missing("The run does not say what its model observes (it is a NumPyro model of its own, or an older "
+                      "run). Give the file that declares the experiment, which then scores the stored draws: "
+                      f"bayes-brg report {run.path} --experiment FILE.")
+    settings = seen.experiment.with_settings(run.settings)
+    data = seen.experiment.data(settings, name_key(jax.random.key(settings.seed), "data"))
+    posterior, kept = run.posteriors[method], ~flow["diverged"].transpose("chain", "draw").values.ravel()
+    if not kept.all():
+        posterior = Posterior({s: v[None, kept] for s, v in posterior.flat().items()}, {}, posterior.method)
+    return scores(seen.experiment.model(settings), posterior, data.x_test, data.y_test)
+
+
+def _methods(seen: _Seen) -> str:
+    run = seen.run
+    rows, reference = {}, seen.start(seen.main)
+    for method in run.methods:
+        first, attrs = seen.start(method), run.flows[method].attrs
+        error = float(np.hypot(first["phi_mean_se"], reference["phi_mean_se"]))
+        apart = (first["phi_mean"] - reference["phi_mean"]) / error if method != seen.main and error > 0 else np.nan
+        rows[method] = {
+            "Λ_C [interval]": _scale(attrs), "test loss, median": _plus_minus(first["loss_median"],
+                                                                           first["loss_median_se"]),
+            "φ mean": _plus_minus(first["phi_mean"], first["phi_mean_se"]),
+            "φ sd": _plus_minus(first["phi_std"], first["phi_std_se"]),
+            f"φ mean less {seen.main}'s, in standard errors": f"{apart:.1f}" if np.isfinite(apart) else "–",
+            "members": int(first["num_members"]), "diverged": int(first["num_diverged"]),
+            "seconds": float(run.manifest["stages"].get(f"posterior {method}", {}).get("seconds", np.nan))}
+    words = ("Each method's posterior at Λ = 0, and its critical scale. Whole laws, scale by scale, are compared by "
+             "bayes_brg.compare." if len(rows) > 1 else
+             "The experiment has one method, so there is nothing to compare it with: name others in "
+             "Experiment(infer=...).")
+    return html.paragraph(words) + html.table(pd.DataFrame(rows).T, "Methods at Λ = 0, ± one standard error",
+                                              index="method")
+
+
+def _extras(seen: _Seen) -> str:
+    run = seen.run
+    pictures = {k: v for k, v in run.figures.items() if k not in OWN_FIGURES}
+    tables = [p for p in sorted(run.path.glob("*.csv")) if not p.stem.startswith(OWN_TABLES)]
+    if not pictures and not tables:
+        if not run.finished:
+            raise Missing("What the experiment makes of its own comes last, and the run is not finished: run it again "
+                          "to go on")
+        raise Missing("The experiment left no figures or tables of its own: Experiment(extras=...) makes them, some "
+                      "only when a setting asks for it.")
+    out = [html.paragraph("Figures and tables of this experiment's own; its file says what they show.")]
+    for name, file in pictures.items():
+        title = name.replace("_", " ")
+        out.append(html.figures(html.picture(file.read_bytes(), f"{title}, a figure of the experiment {run.name}",
+                                             f"{title} ({file.name})", wide=True)))
+    for file in tables:
+        table = pd.read_csv(file)
+        cut = len(table) > 200
+        out.append(html.table(table.head(200).rename(columns=lambda c: str(c).replace("_", " ")),
+                              file.name + (f", the first 200 of {len(table)} rows" if cut else ""), tall=True))
+    return "".join(out)
+
+
+def _timings(seen: _Seen) -> str:
+    stages = seen.run.manifest["stages"]
+    if not stages:
+        raise Missing("No stage is finished yet: run the same command again to go on.")
+    total = sum(s["seconds"] for s in stages.values())
+    table = pd.DataFrame([{"stage": name, "seconds": f"{s['seconds']:.1f}",
+                           "share": f"{s['seconds'] / max(total, 1e-9):.0%}", "ended": s.get("ended", "–")}
+                          for name, s in stages.items()]
+                         + [{"stage": "all", "seconds": f"{total:.1f}", "share": "100%", "ended": ""}])
+    return html.paragraph("Wall time of each stage, compilation included.") + html.table(table, "Seconds a stage")
+
+
+def _reproduce(seen: _Seen) -> str:
+    run, m = seen.run, seen.run.manifest
+
+    def written(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value).lower() if isinstance(
+            value, bool) else str(value)
+
+    sets = [shlex.quote(f"{k}={written(v)}") for k, v in run.settings.items()]
+    file = m.get("file")
+    command = ["bayes-brg", "run", shlex.quote(file or "FILE.py"), "--out", shlex.quote(f"runs/{run.name}"), "--set",
+               *sets]
+    digest = (m.get("source") or {}).get("sha256")
+    out = [html.paragraph("Every stream of random numbers has a key of its own, from the seed; the same command with "
+                          "the versions above gives the same draws. All settings are written out, so that it also "
+                          "holds when defaults change."),
+           html.code(" ".join(command))]
+    if file is None:
+        out.append(html.paragraph("The run does not know the file that declares it (it was started from Python): put "
+                                  "its name in place of FILE.py."))
+    if digest:
+        out.append(f"<p>SHA-256 of the file: <code>{html.text(digest)}</code></p>")
+    out.append(html.paragraph("To read the run in Python:"))
+    out.append(html.code(f'import bayes_brg as brg\nrun = brg.load_run("{run.path.name}")\nrun.flow, run.summary'))
+    return "".join(out)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[_Seen], str]]] = {
+    "summary": ("In short", _summary),
+    "what": ("What was run", _what),
+    "convergence": ("Convergence", _convergence),
+    "spectrum": ("Sloppiness spectrum", _spectrum),
+    "loss": ("Loss and stiff fraction", _loss),
+    "distributions": ("Before and after Λ_C", _distributions),
+    "moments": ("Mean and variance", _moments),
+    "field": ("Cumulants and couplings", _field),
+    "calibration": ("Calibration", _calibration),
+    "methods": ("Methods compared", _methods),
+    "extras": ("The experiment's own", _extras),
+    "numbers": ("All numbers", _numbers),
+    "timings": ("Timings", _timings),
+    "reproduce": ("How to reproduce", _reproduce),
+}
