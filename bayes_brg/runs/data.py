@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from ..io import arviz_bridge
 from ..core.checks import check_data, num_points
+from ..io import arviz_bridge
 
 __all__ = ["Data", "data_dataset"]
 

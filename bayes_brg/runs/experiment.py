@@ -16,24 +16,24 @@ import jax
 import numpy as np
 import pandas as pd
 
-from ..io import store
-from ..core.checks import check_choice, check_count, check_inputs
-from .data import Data, data_dataset
 from ..core.batching import progress, quiet
-from .measures import measure, measure_couplings, summarize
-from .provenance import fingerprint, is_file, machine, versions
-from ..flow.regulators import as_regulator
-from .settings import Settings, like, nearest
-from ..metric.metric import spectrum_table
-from ..metric.fisher import KINDS, fisher
-from ..flow.cutoffs import check_cutoffs
-from ..flow.flow import Flow
-from ..flow.renormalize import REFILLS, renormalize
-from ..flow.cutoffs import cutoffs as spaced_cutoffs
+from ..core.checks import check_choice, check_count, check_inputs
 from ..core.keys import name_key
+from ..flow.cutoffs import check_cutoffs
+from ..flow.cutoffs import cutoffs as spaced_cutoffs
+from ..flow.flow import Flow
+from ..flow.regulators import as_regulator
+from ..flow.renormalize import REFILLS, renormalize
+from ..io import store
+from ..io.store import Run
+from ..metric.fisher import KINDS, fisher
+from ..metric.metric import spectrum_table
 from ..model.networks import Network
 from ..posterior import Posterior
-from ..io.store import Run
+from .data import Data, data_dataset
+from .measures import measure, measure_couplings, summarize
+from .provenance import fingerprint, is_file, machine, versions
+from .settings import Settings, like, nearest
 
 __all__ = ["Data", "Experiment", "Settings", "load_experiment"]
 

@@ -11,14 +11,14 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from .data import Data
 from ..core.jackknife import block_jackknife
 from ..field.action import running_couplings
 from ..field.correlators import cumulants
-from ..flow.flow import Flow
 from ..flow.critical_scale import critical_scale
+from ..flow.flow import Flow
 from ..model.bound import bind
 from ..posterior import Posterior
+from .data import Data
 
 __all__ = ["measure", "measure_couplings", "summarize"]
 

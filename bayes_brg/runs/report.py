@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import html
-from ..diagnostics.scores import scores, scores_of_phi
-from ..metric.metric import spectrum_table
-from ..diagnostics.convergence import Convergence, judge
-from .experiment import Experiment, load_experiment
-from ..model.likelihoods import Likelihood
 from ..core.keys import name_key
-from ..posterior import Posterior
+from ..diagnostics.convergence import Convergence, judge
+from ..diagnostics.scores import scores, scores_of_phi
 from ..io.store import Run, load_run, replacing
+from ..metric.metric import spectrum_table
+from ..model.likelihoods import Likelihood
+from ..posterior import Posterior
+from . import html
+from .experiment import Experiment, load_experiment
 
 __all__ = ["report"]
 

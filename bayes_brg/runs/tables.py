@@ -18,12 +18,12 @@ import pandas as pd
 
 from ..core.checks import check_key
 from ..diagnostics.scores import scores
-from .data import Data
-from .experiment import Experiment
+from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..inference.ensemble import ensemble
-from ..inference.approximations import map_estimate
 from ..posterior import Posterior
+from .data import Data
+from .experiment import Experiment
 
 __all__ = ["Table", "load_table", "table_experiment"]
 
