@@ -1,12 +1,77 @@
-"""Standard errors of anything computed from draws, correlated or not."""
+"""Standard errors of anything computed from draws, correlated or not, by leaving out one block of them at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+
+class Jackknife:
+    """Accumulates delete-a-block replicates of a dict of arrays; blocks may differ in size.
+
+    Parameters
+    ----------
+    estimate : dict of str to array
+        The statistics of all draws.
+
+    Notes
+    -----
+    Busing, Meijer & van der Leeden, Statistics and Computing 9 (1999) 3: with h_j = samples / (samples in
+    block j), bias = -sum u_j / h_j and variance = mean (u_j - sum u/h)^2 / (h_j - 1), u_j = (h_j -
+    1)(estimate - replicate).
+    """
+
+    def __init__(self, estimate: Mapping[str, Any]):
+        self.estimate = {n: np.asarray(v, dtype=np.float64) for n, v in estimate.items()}
+        self.blocks, self._weight = 0, 0.0
+        # Sums of u/h, u/(h - 1) and u²/(h - 1) over blocks.
+        self._sums = {n: np.zeros((3, *v.shape)) for n, v in self.estimate.items()}
+
+    def add(self, ratio: Any, replicates: Mapping[str, Any]) -> None:
+        """Some replicates, each (block, ...), with ``ratio`` (block,) = h_j of the blocks left out."""
+        ratio = np.asarray(ratio, dtype=np.float64)
+        self.blocks += len(ratio)
+        self._weight += float((1 / (ratio - 1)).sum())
+        for name, value in self.estimate.items():
+            h = ratio.reshape(-1, *(1,) * value.ndim)
+            with np.errstate(invalid="ignore"):  # ∞ − ∞: a replicate that does not exist has no error either
+                u = (h - 1) * (value - np.asarray(replicates[name]))
+                for i, term in enumerate((u / h, u / (h - 1), u * u / (h - 1))):
+                    self._sums[name][i] += term.sum(axis=0)
+
+    def bias(self) -> dict[str, np.ndarray]:
+        """Estimated bias of the estimate."""
+        return {name: -shift for name, (shift, _, _) in self._sums.items()}
+
+    def sem(self) -> dict[str, np.ndarray]:
+        """Standard error; NaN with fewer than two blocks."""
+        if self.blocks < 2:
+            return {name: np.full(v.shape, np.nan) for name, v in self.estimate.items()}
+        with np.errstate(invalid="ignore"):
+            return {name: np.sqrt(np.maximum(second - 2 * shift * first + shift**2 * self._weight, 0) / self.blocks)
+                    for name, (shift, first, second) in self._sums.items()}
+
+
+def jackknife(values: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and bias of a statistic, given with all draws first, then without each block.
+
+    Parameters
+    ----------
+    values : array (1 + block, ...)
+    sizes : array (block,)
+        Draws in each block.
+
+    Returns
+    -------
+    sem, bias : arrays (...)
+    """
+    values, sizes = np.asarray(values, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    table = Jackknife({"": values[0]})
+    if len(sizes) > 1:
+        table.add(sizes.sum() / sizes, {"": values[1:]})
+    return table.sem()[""], table.bias()[""]
 
 
 def block_jackknife(statistic: Callable[..., Any], draws: np.ndarray, blocks: int = 25) -> np.ndarray:
@@ -30,55 +95,7 @@ def block_jackknife(statistic: Callable[..., Any], draws: np.ndarray, blocks: in
     array
         NaN where fewer than two draws are there.
     """
-    count = draws.shape[-1]
-    groups = np.array_split(np.arange(count), min(blocks, count))
-    if len(groups) < 2:
-        return np.full(np.shape(statistic(draws)), np.nan)
-    left = np.stack([statistic(np.delete(draws, group, axis=-1)) for group in groups])
-    return np.sqrt((len(groups) - 1) * np.var(left, axis=0))
-
-
-@dataclass
-class Jackknife:
-    """Accumulates delete-a-block replicates of a dict of arrays; blocks may differ in size.
-
-    Busing, Meijer & van der Leeden, Statistics and Computing 9 (1999) 3: with h_j = samples / (samples in
-    block j), bias = -sum u_j / h_j and variance = mean (u_j - sum u/h)^2 / (h_j - 1), u_j = (h_j -
-    1)(estimate - replicate).
-    """
-
-    estimate: dict[str, np.ndarray]
-    blocks: int = 0
-    weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._shift = {n: np.zeros_like(v) for n, v in self.estimate.items()}
-        self._first = {n: np.zeros_like(v) for n, v in self.estimate.items()}
-        self._second = {n: np.zeros_like(v) for n, v in self.estimate.items()}
-
-    def add(self, ratio: float, replicate: dict[str, np.ndarray]) -> None:
-        """One replicate, with ``ratio`` = h_j of the block left out."""
-        self.blocks += 1
-        self.weight += 1 / (ratio - 1)
-        for name, value in self.estimate.items():
-            u = (ratio - 1) * (value - replicate[name])
-            self._shift[name] += u / ratio
-            u /= np.sqrt(ratio - 1)
-            self._first[name] += u / np.sqrt(ratio - 1)
-            u *= u
-            self._second[name] += u
-
-    def bias(self) -> dict[str, np.ndarray]:
-        """Estimated bias of the estimate."""
-        return {name: -shift for name, shift in self._shift.items()}
-
-    def sem(self) -> dict[str, np.ndarray]:
-        """Standard error; NaN with fewer than two blocks."""
-        out = {}
-        for name, shift in self._shift.items():
-            variance = self._second[name] - 2 * shift * self._first[name] + shift**2 * self.weight
-            enough = self.blocks > 1
-            out[name] = (
-                np.sqrt(np.maximum(variance, 0) / self.blocks) if enough else np.full_like(variance, np.nan)
-            )
-        return out
+    groups = np.array_split(np.arange(draws.shape[-1]), min(blocks, draws.shape[-1]))
+    left = groups if len(groups) > 1 else []
+    values = [statistic(draws), *(statistic(np.delete(draws, group, axis=-1)) for group in left)]
+    return jackknife(np.stack(values), [len(group) for group in left])[0]

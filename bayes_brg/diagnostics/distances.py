@@ -16,8 +16,8 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from ..core.checks import check_choice, check_count, check_key
-from ..core.jackknife import Jackknife
-from ..field.draws import Draws, _slowest, cut, read_draws
+from ..core.jackknife import jackknife
+from ..field.draws import Draws, cut, read_draws, slowest
 
 __all__ = ["Distance", "KolmogorovSmirnov", "adjust", "energy_distance", "gaussian_wasserstein", "kolmogorov_smirnov"]
 
@@ -100,7 +100,7 @@ def generator(key: Any) -> np.random.Generator:
 def read(phi: Any, name: str) -> Draws:
     """Draws at one cutoff, at least two."""
     try:
-        draws = read_draws(phi, 2)
+        draws = read_draws(phi, 2, 2)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if draws.cutoff is not None and len(draws.cutoff) > 1:
@@ -122,7 +122,7 @@ def thinned(draws: Draws, most: int | None = None) -> np.ndarray:
     """
     values = draws.values[0].astype(np.float64)
     if draws.correlated:
-        stride = max(1, int(np.ceil(2.5 * (_slowest(draws, 2) - 1.0))))
+        stride = max(1, int(np.ceil(2.5 * (slowest(draws, 2) - 1.0))))
         values = values[:, min(stride // 2, values.shape[1] - 1)::stride]
     values = values.reshape(-1, values.shape[-1])
     if most is not None and len(values) > most:
@@ -138,12 +138,8 @@ def left_out(slices: list[slice], count: int) -> np.ndarray:
     return weights
 
 
-def jackknife(values: np.ndarray, slices: list[slice], count: int) -> tuple[float, float]:
-    """Squared error and bias from replicates: all draws first, then all but one block."""
-    table = Jackknife({"value": np.asarray(values[0])})
-    for block, value in zip(slices, values[1:], strict=True):
-        table.add(count / (block.stop - block.start), {"value": np.asarray(value)})
-    return float(table.sem()["value"]) ** 2, float(table.bias()["value"])
+def _sizes(slices: list[slice]) -> np.ndarray:
+    return np.array([block.stop - block.start for block in slices])
 
 
 # -- Gaussian 2-Wasserstein -----------------------------------------------------------------------------------
@@ -206,9 +202,8 @@ def gaussian_wasserstein(a: Any, b: Any) -> Distance:
     whole = [Gaussians(g.mean[:1], g.trace[:1], g.root[:1]) for g in laws]
     first = wasserstein_squared(laws[0], whole[1])
     second = wasserstein_squared(whole[0], laws[1])
-    variance, bias = np.sum([jackknife(v, s, d.num_samples) for v, s, d in
-                             zip((first, second), slices, draws, strict=True)], axis=0)
-    squared, sem = float(first[0] - bias), float(np.sqrt(variance))
+    errors, biases = zip(*(jackknife(v, _sizes(s)) for v, s in zip((first, second), slices, strict=True)), strict=True)
+    squared, sem = float(first[0] - sum(biases)), float(np.hypot(*errors))
     value, error = root_distance(squared, sem)
     return Distance(float(value), float(error), squared, sem, sizes=(draws[0].num_samples, draws[1].num_samples))
 
@@ -296,15 +291,15 @@ def energy_distance(a: Any, b: Any, *, key: Any = None, num_permutations: int = 
     squared, p_value = permutation_test(pooled, len(x), generator(key), count)
     blocks = [[slice(int(s[0]), int(s[-1]) + 1) for s in np.array_split(np.arange(len(v)), min(25, len(v)))]
               for v in (x, y)]
-    variance = 0.0
+    errors = []
     for side, (values, slices) in enumerate(zip((x, y), blocks, strict=True)):
         kept = left_out(slices, len(values))
         other = np.zeros((len(kept), len(both)))
         chosen = np.zeros((len(kept), len(both)))
         here, there = (slice(0, len(x)), slice(len(x), None)) if side == 0 else (slice(len(x), None), slice(0, len(x)))
         chosen[:, here], other[:, there] = kept, 1.0
-        variance += jackknife(energy_squared(chosen, other, pooled), slices, len(values))[0]
-    sem = float(np.sqrt(variance))
+        errors.append(jackknife(energy_squared(chosen, other, pooled), _sizes(slices))[0])
+    sem = float(np.hypot(*errors))
     value, error = root_distance(squared, sem)
     return Distance(float(value), float(error), squared, sem, p_value, (len(x), len(y)))
 

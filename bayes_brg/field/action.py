@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from . import symmetric_tensors
-from .cumulants import Cumulants, cholesky, field_tensors, pytree
+from .cumulants import Cumulants, along_cutoffs, cholesky, described, field_tensors, pytree
 
 __all__ = ["Action", "action", "running_couplings"]
 
@@ -85,6 +85,13 @@ class Action:
     ridge: Any = 0.0
     cutoff: Any = None
     order: Any = 2
+
+    def __repr__(self) -> str:
+        """Order, and the range of each coupling with the median of its standard errors."""
+        added = "" if isinstance(self.ridge, jax.core.Tracer) or not np.any(self.ridge) else (
+            f", of the field plus white noise of variance {float(np.max(self.ridge)):.3g}")
+        return "\n".join([f"Action of order {self.order}{along_cutoffs(self.cutoff)}{added}",
+                          *described(self._couplings(), None if self.sem is None else self.sem._couplings())])
 
     def __call__(self, phi: Any) -> Any:
         """S at field values (..., M). JAX values: differentiable and traceable; NumPy values: float64."""

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.jackknife import Jackknife
+from ..core.jackknife import jackknife
 from . import symmetric_tensors
 from .cumulants import (
     BlockSums,
@@ -25,7 +25,7 @@ from .cumulants import (
     GeneratingFunctional,
     check_order,
     estimate,
-    finish,
+    from_sums,
     least_samples,
     named,
     pytree,
@@ -87,8 +87,10 @@ def cumulants(
     phi : array (sample, point), or array (chain, draw, point, output), or xarray.DataArray, or list of
     Moments
         An array of two axes is independent samples. A DataArray has dims ``point`` and ``chain``/``draw`` (or
-        ``sample``), optionally ``output`` and ``cutoff``; chains are pooled and errors come from blocks of
-        consecutive draws. Points and outputs are stacked, output fastest. A list of :class:`Moments` is
+        ``sample``), optionally ``output`` and ``cutoff``; chains are pooled. Where its attribute ``independent`` is
+        true, as ``flow.predict`` sets it for members of an ensemble, its draws are independent; so are chains in
+        which no autocorrelation and no difference between chains is found (tests of level 5 %). Else errors come
+        from blocks of consecutive draws that are long against the autocorrelation time. Points and outputs are stacked, output fastest. A list of :class:`Moments` is
         pooled, each being one block: parts of a sample from several devices or processes.
     order : int
         1 to 4; 6 with ``zero_mean`` adds the sixth cumulant, on at most 12 points.
@@ -111,7 +113,8 @@ def cumulants(
     Raises
     ------
     ValueError
-        For non-finite values, too few samples, unknown dims, or a result that would not fit in memory.
+        For values that are not finite or whose powers overflow, too few samples, unknown dims, or a result that
+        would not fit in memory.
 
     Notes
     -----
@@ -125,7 +128,7 @@ def cumulants(
                 "indices, num_blocks and weights do not apply to Moments; their sums are already formed"
             )
         return pool_moments([phi] if isinstance(phi, Moments) else list(phi), order, zero_mean)
-    draws = read_draws(phi, least_samples(order, zero_mean))
+    draws = read_draws(phi, least_samples(order, zero_mean), order)
     num_cutoffs, num_points = len(draws.values), draws.values.shape[-1]
     if order == 6 and (num_points > _SIXTH_ORDER_POINTS or indices is not None):
         raise ValueError(f"order 6 on {num_points} points; take at most {_SIXTH_ORDER_POINTS} and no indices")
@@ -237,7 +240,7 @@ def block_cumulants(
         Without ``sem``; ``num_samples`` is the number of draws in a block. ``brg.to_arviz`` takes it.
     """
     check_order(order, zero_mean)
-    draws = read_draws(phi, 2 * max(order, 2))
+    draws = read_draws(phi, 2 * max(order, 2), order)
     _, num_chains, length, num_points = draws.values.shape
     if num_blocks is None:
         num_blocks = max(1, min(len(cut(draws, order, None)) // num_chains, length // max(order, 2)))
@@ -255,7 +258,7 @@ def block_cumulants(
             for start in range(c * length + length - size * num_blocks, (c + 1) * length, size)
         ]
         b = _block_sums(draws, i, index, slices, zero_mean)
-        packed = finish(index, b.sums, b.count[:, None].astype(float), b.centre, zero_mean)
+        packed = from_sums(index, b.sums, b.count[:, None].astype(float), b.centre, zero_mean)
         fields = named(index, {r: v.reshape(num_chains, num_blocks, -1) for r, v in packed.items()}, None)
         parts.append(Cumulants(**fields, num_samples=size))
     k = _stack(parts, draws)
@@ -280,7 +283,7 @@ def moments(phi: Any, order: int = 4, *, num_blocks: int | None = None) -> RawMo
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"order is {order!r}; expected 1, 2, 3 or 4")
-    draws = read_draws(phi, 2)
+    draws = read_draws(phi, 2, order)
     num_cutoffs, num_points = len(draws.values), draws.values.shape[-1]
     if 16 * num_cutoffs * num_points**order > _RESULT_BYTES:
         raise ValueError(f"moments of order {order} on {num_points} points do not fit; use fewer points")
@@ -347,12 +350,10 @@ def log_generating_functional(phi: Any, J: Any, *, num_blocks: int | None = None
         total = weight.sum()
         value[t] = top + np.log(total / len(values))
         ess[t] = total**2 / (weight**2).sum()
-        table = Jackknife({"value": value[t : t + 1]})
-        for count, s in zip(counts, slices, strict=True):
-            # If one block carries all the weight the rest may underflow; the error is then rightly huge.
-            rest = max(total - weight[s].sum(), np.finfo(float).tiny) / (len(values) - count)
-            table.add(len(values) / count, {"value": np.array([top + np.log(rest)])})
-        sem[t] = table.sem()["value"][0]
+        inside = np.array([weight[s].sum() for s in slices])
+        # If one block carries all the weight the rest may underflow; the error is then rightly huge.
+        rest = np.maximum(total - inside, np.finfo(float).tiny) / np.maximum(len(values) - counts, 1)
+        sem[t] = jackknife(np.concatenate([value[t : t + 1], top + np.log(rest)]), counts)[0]
     if (ess < _LOW_ESS).any():
         worst = int(np.argmin(ess))
         warnings.warn(

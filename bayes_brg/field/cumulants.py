@@ -46,7 +46,7 @@ class BlockSums:
         if left_out is not None:
             total = {r: total[r] - s[left_out] for r, s in self.sums.items()}
             count = (count - self.count[left_out])[:, None]
-        return finish(self.index, total, count, self.centre, self.zero_mean)
+        return from_sums(self.index, total, count, self.centre, self.zero_mean)
 
     @property
     def num_blocks(self) -> int:
@@ -67,7 +67,29 @@ class BlockSums:
         return dataclasses.replace(self, sums=sums, index=index)
 
 
-def finish(index: Index, sums: Sums, count: Any, centre: np.ndarray, zero_mean: bool) -> Sums:
+def along_cutoffs(cutoff: Any) -> str:
+    """Which scales a table of tensors stands at, in words."""
+    if cutoff is None or isinstance(cutoff, jax.core.Tracer):
+        return ""
+    scales = np.atleast_1d(cutoff)
+    return f" at Λ = {scales[0]:.4g}" + (f" to {scales[-1]:.4g} ({len(scales)})" if len(scales) > 1 else "")
+
+
+def described(values: dict[str, Any], errors: dict[str, Any] | None = None) -> list[str]:
+    """One line a tensor: its shape, the range of its entries, the median of their standard errors."""
+    lines = []
+    for name, value in values.items():
+        line = f"  {name:10s}{np.shape(value)!s:24s}"
+        if not isinstance(value, jax.core.Tracer) and np.size(value):
+            low, high = float(np.min(value)), float(np.max(value))
+            line += f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+            if errors is not None and name in errors:
+                line += f" ± {float(np.median(errors[name])):.2g}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def from_sums(index: Index, sums: Sums, count: Any, centre: np.ndarray, zero_mean: bool) -> Sums:
     """Packed mean and k-statistics from sums about ``centre``."""
     if zero_mean:
         return {1: np.zeros_like(sums[1]), **symmetric_tensors.zero_mean_statistics(index, sums, count)}
@@ -130,6 +152,13 @@ class Cumulants:
     def num_points(self) -> int:
         """Mesh size M (points times outputs)."""
         return self.mean.shape[-1]
+
+    def __repr__(self) -> str:
+        """Sizes, and the range of each cumulant with the median of its standard errors."""
+        blocks = "" if self.blocks is None else f" in {self.blocks.num_blocks} blocks"
+        drawn = "given arrays" if self.num_samples is None else f"{self.num_samples} samples{blocks}"
+        return "\n".join([f"Cumulants{along_cutoffs(self.cutoff)}: {drawn}",
+                          *described(self._arrays(), None if self.sem is None else self.sem._arrays())])
 
     def _arrays(self) -> dict[str, Any]:
         return {n: getattr(self, n) for n in RANKS if getattr(self, n) is not None}
@@ -234,15 +263,13 @@ class Cumulants:
                     "make both from the same draws with the same num_blocks"
                 )
         whole = function(*(dataclasses.replace(k, sem=None, blocks=None) for k in together))
-        table = Jackknife({n: np.asarray(v, dtype=np.float64) for n, v in whole.items()})
+        table = Jackknife(whole)
         at_once = max(1, (1 << 22) // self.num_points ** (6 if self.k6 is not None else 4))
         assert self.blocks is not None
         total = self.blocks.count.sum()
         for start in range(0, self.blocks.num_blocks, at_once):
             some = slice(start, start + at_once)
-            values = function(*(k.replicates(some) for k in together))
-            for j, count in enumerate(self.blocks.count[some]):
-                table.add(total / count, {n: np.asarray(v)[j] for n, v in values.items()})
+            table.add(total / self.blocks.count[some], function(*(k.replicates(some) for k in together)))
         return table.estimate, table.sem(), table.bias()
 
     def log_generating_functional(self, J: Any) -> GeneratingFunctional:
@@ -319,8 +346,7 @@ def estimate(blocks: BlockSums, wanted: tuple | None, keep: bool = True) -> Cumu
     for start in range(0, blocks.num_blocks if enough else 0, at_once):
         some = slice(start, start + at_once)
         replicates = blocks.statistics(some)
-        for j, count in enumerate(blocks.count[some]):
-            table.add(total / count, {str(r): v[j] for r, v in replicates.items()})
+        table.add(total / blocks.count[some], {str(r): v for r, v in replicates.items()})
     # Both at once, because the table of positions is the dear part for a large mesh.
     both = named(index, {int(r): np.stack([whole[int(r)], v]) for r, v in table.sem().items()}, wanted)
     value, sem = ({n: None if v is None else v[i] for n, v in both.items()} for i in (0, 1))

@@ -173,6 +173,11 @@ def pool_moments(parts: list[Moments], order: int, zero_mean: bool) -> Cumulants
     least = least_samples(order, zero_mean)
     if count.sum() < least:
         raise ValueError(f"Moments hold {count.sum()} samples; at least {least} are needed at order {order}")
+    for m in parts:
+        for r, sums in m._sums.items():
+            if not np.isfinite(sums).all():
+                raise ValueError(f"the sums of rank {r} overflow {np.asarray(sums).dtype}; scale the field, or update "
+                                 "with NumPy batches, whose sums are float64")
     index = symmetric_tensors.dense_index(parts[0].num_points, order)
     f64 = [jax.tree_util.tree_map(lambda leaf: np.asarray(leaf, dtype=np.float64), m) for m in parts]
     means = np.stack([m.origin + m.offset for m in f64])

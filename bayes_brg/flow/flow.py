@@ -136,7 +136,7 @@ class Flow:
         dims = ("cutoff", "chain", "draw", *extra)
         coords: dict[str, Any] = {d: np.arange(k) for d, k in zip(dims, values.shape, strict=True)}
         coords["cutoff"] = self.cutoffs if cutoffs is None else np.atleast_1d(np.asarray(cutoffs, float))
-        return xr.DataArray(values, coords=coords, dims=dims, name=name)
+        return xr.DataArray(values, coords=coords, dims=dims, name=name, attrs=independence(self.posterior))
 
     def predict(self, x, *, cutoffs=None, progress_bar: bool = True) -> xr.DataArray:
         """Output φ_θ(x) along the flow.
@@ -265,6 +265,11 @@ class Flow:
             metric = restricted(self.metric, s, self.posterior)
             flows[s] = replace(self, metric=metric, spec=replace(self.spec, geometry=metric.geometry))
         return flows
+
+
+def independence(posterior: Posterior) -> dict[str, int]:
+    """Attributes that say whether a posterior's draws are independent; so are then those of its flow."""
+    return {"independent": int(np.all(np.asarray(posterior.stats.get("independent", False))))}
 
 
 def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:

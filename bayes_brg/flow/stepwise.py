@@ -16,6 +16,7 @@ from ..metric.metric import Metric
 from ..model.bound import bind
 from ..posterior import Posterior, predict
 from .cutoffs import check_cutoffs
+from .flow import independence
 from .regulators import Regulator, Unlearning, as_regulator
 from .renormalize import renormalize
 
@@ -96,7 +97,7 @@ class StepwiseFlow:
     def _array(self, walked: dict[float, np.ndarray], name: str, extra: tuple[str, ...] = ()) -> xr.DataArray:
         values, dims = np.stack(list(walked.values())), ("cutoff", "chain", "draw", *extra)
         coords = {d: np.arange(k) for d, k in zip(dims, values.shape, strict=True)} | {"cutoff": np.array([*walked])}
-        return xr.DataArray(values, coords, dims, name=name)
+        return xr.DataArray(values, coords, dims, name=name, attrs=independence(self.posterior))
 
 
 def _loss_one(bound, params, x, y):

@@ -160,7 +160,7 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] | None = 
         variance, with the third cumulant, and with all of 1/N (39), (40); below, their ratio to the Gaussian. In the
         joint panel, contours of the last (lines) and of the Gaussian (dashed), of which they hold 20, 50, 80 and 95 %.
     """
-    read = read_draws(phi)
+    read = read_draws(phi, order=4)
     if len(read.values) > 1:
         raise ValueError(f"phi has {len(read.values)} cutoffs; take one of them, phi.isel(cutoff=i)")
     draws = np.asarray(read.pooled(0), dtype=float)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from bayes_brg.core.jackknife import block_jackknife
+from bayes_brg.core.jackknife import Jackknife, block_jackknife, jackknife
 
 MEAN, MEDIAN = partial(np.mean, axis=-1), partial(np.median, axis=-1)
 
@@ -33,3 +33,22 @@ def test_errors_of_independent_and_of_correlated_draws(rho, statistic, error):
 def test_too_few_draws():
     assert np.isnan(block_jackknife(MEAN, np.ones((2, 1)))).all()
     assert block_jackknife(MEAN, np.ones((2, 2))).shape == (2,)
+
+
+def test_blocks_of_unequal_size_by_hand():
+    """Three blocks of 2, 3 and 5 draws, of a scalar and of a matrix: the formulas of Busing et al. term by term."""
+    draws, sizes = np.random.default_rng(2).normal(size=(2, 2, 10)), np.array([2, 3, 5])
+    left = [np.delete(draws, np.arange(stop - size, stop), axis=-1)
+            for size, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+    square = np.stack([d.mean(-1) ** 2 for d in (draws, *left)])
+    h = (10 / sizes)[:, None, None]
+    u = (h - 1) * (square[0] - square[1:])
+    bias = -(u / h).sum(0)
+    error = np.sqrt(((u + bias) ** 2 / (h - 1)).mean(0))
+    np.testing.assert_allclose(jackknife(square, sizes), [error, bias], rtol=1e-12)
+    np.testing.assert_allclose(jackknife(square[:, 0, 1], sizes), [error[0, 1], bias[0, 1]], rtol=1e-12)
+    table = Jackknife({"square": square[0]})
+    for part in (slice(0, 2), slice(2, 3)):  # in pieces
+        table.add(10 / sizes[part], {"square": square[1:][part]})
+    np.testing.assert_allclose(table.sem()["square"], error, rtol=1e-12)
+    assert np.isnan(jackknife(square[:2], sizes[:1])[0]).all()
