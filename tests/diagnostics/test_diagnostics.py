@@ -10,13 +10,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import xarray as xr
 from matplotlib import pyplot as plt
 from scipy import stats
 from scipy.linalg import sqrtm
 
 import bayes_brg as brg
+from bayes_brg import diagnostics as diag
 from bayes_brg import plots
-from bayes_brg.diagnostics import convergence as diag
+from bayes_brg.diagnostics.convergence import judge
 from bayes_brg.diagnostics.distances import gaussians, wasserstein_squared
 
 KEY = jax.random.key(5)
@@ -192,12 +194,43 @@ def test_convergence_says_why_not():
     one = brg.Posterior({s: v[:1] for s, v in base.samples.items()}, {"diverging": np.ones((1, 10), bool)})
     found = diag.convergence(NET, one, X)
     assert not found and "one chain" in found.reason and "10 transitions diverged" in found.reason
-    short = diag.convergence(NET, base, X)
-    assert not short and "ESS" in short.reason and "independent" in short.reason
+    short = diag.convergence(NET, brg.Posterior(base.samples), X)
+    assert not short and "ESS" in short.reason
     still = brg.Posterior({s: jnp.ones_like(v) for s, v in base.samples.items()})
     assert "never moves" in diag.convergence(NET, still, X).reason
     broken = brg.Posterior({s: v.at[0, 3].set(jnp.inf) for s, v in base.samples.items()})
     assert "1 of 40 draws" in diag.convergence(NET, broken, X).reason
+
+
+def test_exact_draws_are_not_said_to_be_unconverged():
+    """Independent draws, however few, in the words of the verdict; what is not finite counts all the same."""
+    base = brg.prior(NET, X, key=KEY, num_samples=40)
+    found = diag.convergence(NET, base, X)
+    assert found and found.independent and str(found).startswith("independent; 40 members. Note: this does not say")
+    broken = base.replace(samples={s: v.at[0, 3].set(jnp.inf) for s, v in base.samples.items()})
+    found = diag.convergence(NET, broken, X)
+    assert not found and "independent; 40 members; 1 of 40 draws" in str(found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_counts_against_convergence():
+    """Two outputs that mix, and a third: chains that stand still apart; one that never moves; values of 1e200."""
+    good = fresh(2).normal(size=(4, 400, 2))
+
+    def judged(third, **site):
+        phi = np.concatenate([good, third], axis=2)
+        sites = {"w": jnp.asarray(good), **{s: jnp.asarray(v) for s, v in site.items()}}
+        return judge(xr.Dataset({"phi": (("chain", "draw", "point"), phi)}), brg.Posterior(sites))
+
+    assert judged(good[..., :1])
+    apart = np.tile(np.arange(4.0)[:, None, None], (1, 400, 1))
+    found = judged(apart)
+    assert not found and "1 outputs have no finite R-hat" in found.reason
+    assert found.table.loc["phi (function space)", "undefined"] == 1
+    still = np.zeros((4, 400, 1))
+    assert judged(still) and "every parameter moves" in judged(still).reason
+    assert not judged(still, b=still) and "some parameters never move" in judged(still, b=still).reason
+    assert not judged(1e200 * good[..., :1])
 
 
 def test_categorical_logits_are_judged_in_their_gauge():
