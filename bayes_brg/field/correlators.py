@@ -90,7 +90,8 @@ def cumulants(
         ``sample``), optionally ``output`` and ``cutoff``; chains are pooled. Where its attribute ``independent`` is
         true, as ``flow.predict`` sets it for members of an ensemble, its draws are independent; so are chains in
         which no autocorrelation and no difference between chains is found (tests of level 5 %). Else errors come
-        from blocks of consecutive draws that are long against the autocorrelation time. Points and outputs are stacked, output fastest. A list of :class:`Moments` is
+        from blocks of consecutive draws that are long against the autocorrelation time. Points and outputs are
+        stacked, output fastest. A list of :class:`Moments` is
         pooled, each being one block: parts of a sample from several devices or processes.
     order : int
         1 to 4; 6 with ``zero_mean`` adds the sixth cumulant, on at most 12 points.

@@ -414,7 +414,7 @@ def test_fields_too_large_for_their_powers_are_named():
     x = np.random.default_rng(0).normal(size=(50, 2))
     assert np.isfinite(cumulants(1e20 * x).sem.k4).all()
     x[7, 1] = 1e200
-    with pytest.raises(ValueError, match=r"phi is 1e\+200 at sample 7, mesh index 1; powers up to 8 of it leave float64"):
+    with pytest.raises(ValueError, match=r"phi is 1e\+200 at sample 7, mesh index 1; powers up to 8 of it leave"):
         cumulants(x)
     batch = jnp.asarray(1e20 * np.random.default_rng(0).normal(size=(50, 2)), jnp.float32)
     with pytest.raises(ValueError, match="the sums of rank 2 overflow float32"):
