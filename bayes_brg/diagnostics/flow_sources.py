@@ -80,8 +80,9 @@ class Stored:
             raise ValueError(f"{run.path} does not say which of this package's likelihoods its model has{again}")
         self.likelihood = Likelihood(self.data.attrs["likelihood"], float(self.data.attrs["likelihood_scale"]))
         self.x, self.y = check_data(run.data["x_test"].values, run.data["y_test"].values)
-        # As the run made its flow: stream "flow" of the seed, and there the stream that `renormalize` refills from.
-        self.stream = _data(name_key(name_key(jax.random.key(run.settings["seed"]), "flow"), "refill"))
+        # As the run made its flow: stream "flow" of the seed, there the method's, and there `renormalize`'s refills.
+        key = name_key(jax.random.key(run.settings["seed"]), "flow")
+        self.stream = _data(name_key(name_key(key, method), "refill"))
         self.kept = ~self.data["diverged"].transpose("chain", "draw").values
         if not self.kept.all() and not self.independent:
             raise ValueError(f"{int((~self.kept).sum())} of {self.kept.size} draws of {method!r} in {run.path} "

@@ -34,7 +34,7 @@ from .arviz_bridge import posterior_datasets, posterior_from_datasets
 
 __all__ = ["Run", "load_posterior", "load_run", "save_posterior"]
 
-FORMAT = 1
+FORMAT = 2  # to be raised when a file's meaning changes: runs of another format are refused
 MANIFEST = "manifest.json"
 
 
@@ -297,7 +297,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path / MANIFEST} is not a run's manifest: it lacks {', '.join(missing)}")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{path} has run format {manifest['format']}; this version reads format {FORMAT}")
+        raise ValueError(f"{path} has run format {manifest['format']}; this version reads format {FORMAT}: run the "
+                         "experiment again into another directory")
     return manifest
 
 

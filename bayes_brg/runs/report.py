@@ -476,7 +476,7 @@ def _extras(seen: _Seen) -> str:
                       "only when a setting asks for it.")
     out = [html.paragraph("Figures and tables of this experiment's own; its file says what they show.")]
     for name, file in pictures.items():
-        title = name.replace("_", " ")
+        title = run.manifest.get("captions", {}).get(name) or name.replace("_", " ")
         out.append(html.figures(html.picture(file.read_bytes(), f"{title}, a figure of the experiment {run.name}",
                                              f"{title} ({file.name})", wide=True)))
     for file in tables:

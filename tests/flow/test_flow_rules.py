@@ -100,6 +100,24 @@ def test_unlearning_stepwise_composes(posterior):
         assert worst_score(step.samples["w"], min(1.0, 1 / (20 * cutoff)) if cutoff else 1.0) < 4.5
 
 
+def test_a_stepwise_step_starts_where_the_last_one_ended():
+    """α of the whole way is the product over steps: .15/1.65 from Λ₀ = .1 to 1.6 at λ̃ = .05; 5 standard errors.
+
+    Steps that all started at Λ₀ would forget thirty times as much.
+    """
+    def one(x, y=None):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+
+    x, start = np.full(10, 0.05**0.5, np.float32), 5.0
+    same = brg.Posterior({"w": np.full((4, 2000), start, np.float32)})
+    steps = brg.renormalize_stepwise(one, same, lambda p: brg.fisher(one, p, x, kind="full", whiten=True, at="mean"),
+                                     cutoffs=[0.2, 0.4, 0.8, 1.6], key=KEY, regulator=brg.unlearning(10))
+    for cutoff, step, _ in steps:
+        w = np.asarray(step.samples["w"], float)
+        assert w.mean() == pytest.approx(start * 0.15 / (0.05 + cutoff), abs=5 * w.std() / np.sqrt(w.size))
+
+
 def test_the_check_of_the_theory(x64):
     """λ̃ = 2, Λ .1 → .5, θ̂ = 1.3: mean 1.2380952381 → 1.04, variance .0476190476 → .2, α = .84, β² = .1664."""
     rule = brg.unlearning(10)

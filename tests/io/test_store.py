@@ -169,13 +169,22 @@ def test_open_run_refuses_foreign_files(tmp_path):
     ("{", "cannot be read"),
     ("[]", "not a run's manifest"),
     ('{"format": 1}', "lacks experiment, settings"),
-    ('{"format": 99, "experiment": "a", "settings": {}, "methods": [], "stages": {}}', "format 99"),
+    ('{"format": 99, "experiment": "a", "settings": {}, "methods": [], "stages": {}}', "format 99.*reads format 2"),
+    ('{"format": 1, "experiment": "a", "settings": {}, "methods": [], "stages": {}}', "format 1; .*run the exper"),
 ])
 def test_load_run_says_why_a_path_is_not_a_run(tmp_path, content, message):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         brg.load_run(tmp_path)
+
+
+def test_a_run_of_this_format_is_read(tmp_path):
+    """Of the number as it stands on people's disks: a manifest written by hand."""
+    held = {"format": 2, "experiment": "a", "settings": {"seed": 0}, "methods": ["m"], "stages": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(held))
+    assert brg.load_run(tmp_path).manifest == held
+    assert json.loads((started(tmp_path / "r") / "manifest.json").read_text())["format"] == 2
 
 
 def test_load_run_of_nothing(tmp_path):

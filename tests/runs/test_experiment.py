@@ -66,7 +66,8 @@ def test_a_loaded_run_holds_the_same_numbers_as_the_public_functions(run):
     model, posterior = EXPERIMENT.model(EXPERIMENT.with_settings()), loaded.posterior
     metric = brg.fisher(model, posterior, loaded.data["x_probe"].values)
     from bayes_brg.core.keys import name_key
-    flow = brg.renormalize(model, posterior, metric, cutoffs=CUTOFFS, key=name_key(jax.random.key(0), "flow"))
+    key = name_key(name_key(jax.random.key(0), "flow"), "ensemble")
+    flow = brg.renormalize(model, posterior, metric, cutoffs=CUTOFFS, key=key)
     stored, at = loaded.flow, loaded.flow.attrs["characteristic_point"]
     np.testing.assert_allclose(stored["phi"].isel(point=at)[..., 0],
                                flow.predict(jnp.array([[1.0, 0.0]]))[..., 0, 0], rtol=1e-5, atol=1e-6)
@@ -84,6 +85,16 @@ def test_streams_are_independent_and_the_data_the_same_for_all(run):
     assert len(np.unique(every.round(6), axis=0)) == len(every) == 28
     hidden = {m: np.asarray(p.samples["w0"]) for m, p in run.posteriors.items()}
     assert not np.isclose(hidden["ensemble"], hidden["readout"]).any()
+
+
+def test_methods_of_a_run_share_no_prior_draw(run):
+    """At Λ = ∞ both flows are the prior: of the same draws, the difference of their laws would be none at all."""
+    last = {m: EXPERIMENT.flow_of(run, m).at(np.inf).samples["w1"] for m in run.methods}
+    assert not np.isclose(last["ensemble"], last["readout"]).any()
+    alone = dataclasses.replace(EXPERIMENT, infer={"readout": readout}, name="tiny")
+    again = alone.flow_of(run, "readout").at(np.inf).samples["w1"]
+    np.testing.assert_array_equal(again, last["readout"])  # nor does a method's depend on what stands beside it
+    assert not brg.compare((run, "ensemble"), (run, "readout"), num_permutations=240).dataset.attrs["shared_key"]
 
 
 def test_summary_against_the_draws(run):
@@ -250,6 +261,8 @@ def test_settings_object():
     ({"infer": {"a/b": readout}}, "letters, digits"),
     ({"infer": {"nuts": 3}}, "must be a function, got int"),
     ({"flow": [1, 2]}, "flow of experiment 'tiny' must be a mapping"),
+    ({"figures": (3,)}, "figures must be functions"),
+    ({"figures": (lambda run: None,)}, "a lambda has no name"),
 ])
 def test_wrong_declarations(changes, message):
     with pytest.raises(TypeError, match=message):
@@ -290,6 +303,57 @@ def test_wrong_returns(tmp_path):
         brg.Data(np.zeros((2, 1)), [0.0, np.nan], np.zeros((2, 1)), [0.0, 0.0])
 
 
+OUTSIDE = """
+import jax.numpy as jnp
+import numpyro, numpyro.distributions as dist
+import bayes_brg as brg
+from matplotlib.figure import Figure
+
+def line(x, y=None):
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand((1,)).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+def data(settings, key):
+    x = jnp.linspace(-1, 1, settings.num)[:, None]
+    return brg.Data(x, 2 * x[:, 0], x, 2 * x[:, 0])
+
+def exact(model, x, y, key, settings):
+    precision = 1 + (x**2).sum() / 0.25
+    draws = (x[:, 0] @ y) / 0.25 / precision + numpyro.distributions.Normal(0, precision**-0.5).sample(key, (4, 50, 1))
+    return brg.Posterior({"w": draws}, {"independent": True}, "exact")
+
+def slope(run):
+    \"\"\"Slope of each member along the flow.\"\"\"
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot(run.flow["cutoff"], run.flow["phi"].isel(point=-1, output=0).mean(("chain", "draw")))
+    return figure
+
+experiment = brg.Experiment("line", lambda s: line, data, None, {"exact": exact}, flow={"cutoffs": [0, 1, 4]},
+                            settings={"num": 9}, figures=[slope])
+"""
+
+
+def test_an_experiment_and_its_figure_from_outside_in_one_file(tmp_path):
+    (tmp_path / "line.py").write_text(OUTSIDE)
+    run = load_experiment(tmp_path / "line.py").run(tmp_path / "run", progress_bar=False)
+    x = np.linspace(-1, 1, 9)
+    precision = 1 + (x**2).sum() / 0.25
+    w, error = np.asarray(run.posterior.samples["w"]), precision**-0.5 / np.sqrt(200)
+    assert w.mean() == pytest.approx(2 * (x**2).sum() / 0.25 / precision, abs=4 * error)
+    stiffness = (x**2).mean() / 0.25  # 1.67: at Λ = 1 the slope stays, at 4 it is a prior draw
+    assert run.spectra["exact"]["stiffness"].values[0, 0] == pytest.approx(stiffness, rel=1e-5)
+    ends = run.flow["phi"].isel(point=-2, output=0).mean(("chain", "draw")).values
+    assert ends[1] == ends[0] == pytest.approx(w.mean() * x[-2], abs=1e-5)
+    assert abs(ends[2]) < 4 / np.sqrt(200)
+    assert run.figures["slope"].stat().st_size > 5000
+    text = brg.report(run).read_text(encoding="utf-8")
+    assert "Slope of each member along the flow." in text and "(slope.png)" in text
+    wrong = dataclasses.replace(load_experiment(tmp_path / "line.py"), figures={"none": lambda run: 3})
+    with pytest.raises(TypeError, match=r"figures\['none'\] must return a matplotlib Figure, got int"):
+        wrong.run(tmp_path / "wrong", progress_bar=False)
+
+
 GOOD = """
 from dataclasses import dataclass
 import bayes_brg as brg
@@ -325,6 +389,17 @@ def test_wrong_files(tmp_path, content, message):
         load_experiment(path)
     with pytest.raises(ValueError, match="is a directory"):
         load_experiment(tmp_path)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("x_test", [[0.0], [np.nan]]), ("y_test", [[0.0], [np.inf]]), ("x_test", [[0.0]]), ("x_test", 3.0), ("y_test", 3.0),
+    ("x_test", {"a": np.zeros((2, 1)), "b": np.zeros((3, 1))}),
+])
+def test_bad_held_out_data_are_refused(field, value):
+    good = {"x": np.zeros((3, 1)), "y": np.zeros((3, 1)), "x_test": np.zeros((2, 1)), "y_test": np.zeros((2, 1))}
+    brg.Data(**good)
+    with pytest.raises(ValueError, match="x|y"):
+        brg.Data(**good | {field: value})
 
 
 def test_weights_need_not_stay_on_disk(run, tmp_path):
