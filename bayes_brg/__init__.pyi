@@ -217,5 +217,8 @@ from .runs import (
 from .runs import (
     table_experiment as table_experiment,
 )
+from .runs import (
+    verdicts as verdicts,
+)
 
 __version__: str

@@ -67,7 +67,7 @@ def test_compare_two_methods_of_a_run(run_dir, capsys, tmp_path):
     table, stored = pd.read_csv(tmp_path / "ensemble_readout.csv"), xr.open_dataset(tmp_path / "ensemble_readout.nc")
     run, experiment = brg.load_run(run_dir), brg.load_experiment(WIDE)
     np.testing.assert_array_equal(table["cutoff"], run.flow["cutoff"])
-    assert stored.attrs["shared_key"] == 1 and stored.sizes["mesh"] == 30
+    assert stored.attrs["shared_key"] == 0 and stored.sizes["mesh"] == 30
     x, y = run.data["x_test"].values, run.data["y_test"].values
     kept = ~run.flow["diverged"].values  # one member is not: it takes no part
     assert kept.sum() == 23

@@ -1,5 +1,6 @@
 """Experiments: what a model file declares, what a run measures and keeps, and its report."""
 
+from . import verdicts
 from .data import Data
 from .experiment import Experiment, load_experiment
 from .report import report
@@ -13,4 +14,5 @@ __all__ = [
     "load_table",
     "report",
     "table_experiment",
+    "verdicts",
 ]

@@ -1,0 +1,284 @@
+"""Sentences that judge: each is made of numbers and their errors, and can come out either way.
+
+Reports, notebooks and models take what they conclude from here, so that no conclusion is typed ahead of the numbers.
+`VERDICTS` lists them all; a test runs each on data that bear it out and on data that contradict it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from ..core.jackknife import block_jackknife
+from ..field.draws import autocorrelation_time
+from ..flow.critical_scale import critical_scale
+
+__all__ = ["VERDICTS", "Verdict", "agree", "ahead", "calibrated", "flat", "follow", "gaussian", "signed", "told_apart",
+           "trained"]
+
+ALPHA = 0.01  # chance at which a right statement is called wrong
+VERDICTS: dict[str, Callable[..., Verdict]] = {}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence and whether its claim holds; None where the numbers do not decide."""
+
+    holds: bool | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __bool__(self) -> bool:
+        return self.holds is True
+
+
+def _listed(function: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    VERDICTS[function.__name__] = function
+    return function
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A value with its standard error, to two digits of the error."""
+    if not np.isfinite(error) or error <= 0:
+        return f"{value:.4g}"
+    if not 1e-4 <= error < 1e5:
+        return f"{value:.3g} ± {error:.1g}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def _limit(count: int) -> float:
+    """How many standard errors the largest of `count` deviations exceeds by chance with probability ALPHA (Šidák)."""
+    return float(stats.norm.isf((1 - (1 - ALPHA) ** (1 / max(count, 1))) / 2))
+
+
+# -- the flow -------------------------------------------------------------------------------------------------
+@_listed
+def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | None = None, *, tolerance: float = 0.05,
+         level: float = 0.9) -> Verdict:
+    """Is the loss flat up to Λ_C, and up to where is it?
+
+    Parameters
+    ----------
+    loss : DataArray (cutoff, chain, draw)
+        Of the members that count. ``attrs["units"]`` is "nats" for a −log p, whose growth is then a rise in nats.
+    stiff_fraction : array (cutoff,), optional
+    zero_share : float, optional
+        Share of the directions whose stiffness is 0 on the probe inputs, of which the flow says nothing but that they
+        go first.
+    tolerance : float
+        Growth of the median loss that still counts as flat: 5 %, or .05 nats.
+    level : float
+        Probability of the interval of the growth (from a jackknife over members).
+
+    Returns
+    -------
+    Verdict
+        Holds if the whole interval of the growth at the last cutoff below Λ_C is within `tolerance`; not if all of it
+        is beyond.
+    """
+    scales = np.asarray(loss["cutoff"].values, float)
+    values = loss.transpose("cutoff", "chain", "draw").values.astype(float).reshape(len(scales), -1)
+    values = values[:, np.isfinite(values).all(axis=0)]
+    nats = loss.attrs.get("units") == "nats" or bool((values < 0).any())
+    critical = critical_scale(loss)
+
+    def growth(members):
+        middle = np.median(members, axis=-1)
+        return middle - middle[0] if nats else middle / middle[0] - 1
+
+    def say(amount: float) -> str:
+        return f"{amount:.2g} nats" if nats else f"{amount:.0%}"
+
+    grown, error = growth(values), block_jackknife(growth, values)
+    until = int(np.argmin(np.append(grown <= tolerance, False))) - 1  # the last before the first that is beyond
+    region = f"It stays within {say(tolerance)} of its level at Λ = 0 up to Λ = {scales[until]:.3g}"
+    if until + 1 < len(scales):
+        region += f", and is up by {say(grown[until + 1])} at Λ = {scales[until + 1]:.3g}"
+    if not np.isfinite(critical.value):
+        return Verdict(None, f"There is no Λ_C to be flat up to: {critical}. {region}.")
+    last = int(np.flatnonzero(scales < critical.value)[-1])
+    half = stats.norm.isf((1 - level) / 2) * error[last]
+    low, high = grown[last] - half, grown[last] + half
+    holds = True if high <= tolerance else False if low > tolerance else None
+    words = {True: "The loss is flat up to Λ_C", False: "The loss is not flat up to Λ_C",
+             None: "Whether the loss is flat up to Λ_C is open"}[holds]
+    text = (f"{words}: at Λ = {scales[last]:.3g}, the last cutoff below it, the median has grown by {say(grown[last])} "
+            f"({level:.0%} interval {say(low)} to {say(high)}). {region}.")
+    if stiff_fraction is not None:
+        gone = 1 - float(np.asarray(stiff_fraction)[last])
+        text += f" {gone:.1%} of the directions are given back at Λ = {scales[last]:.3g}"
+        text += "." if zero_share is None or not last else (
+            f"; {zero_share:.1%} have no stiffness at all on the probe inputs, and go at the first cutoff.")
+    return Verdict(holds, text)
+
+
+def zero_share(spectrum: xr.Dataset) -> float:
+    """Share of the directions of a metric, from `spectrum_table`, that have no stiffness."""
+    modes, parameters = spectrum["num_directions"].values, spectrum["num_parameters"].values
+    return float(((spectrum["zero_fraction"].values * modes) + parameters - modes).sum() / parameters.sum())
+
+
+# -- numbers against numbers ----------------------------------------------------------------------------------
+@_listed
+def agree(value: Any, error: Any, expected: Any, what: str) -> Verdict:
+    """Do measured numbers have their expected values, within their standard errors?
+
+    Parameters
+    ----------
+    value, error, expected : float or array
+        The largest deviation of all is judged, as the largest of so many.
+    what : str
+        What they are, to begin the sentence with.
+    """
+    value, error, expected = np.broadcast_arrays(*(np.asarray(a, float) for a in (value, error, expected)))
+    usable = np.isfinite(value) & np.isfinite(expected) & (error > 0)
+    if not usable.any():
+        return Verdict(None, f"{what} cannot be compared: no error is known.")
+    z = np.where(usable, (value - expected) / np.where(usable, error, 1.0), 0.0)
+    worst = np.unravel_index(np.abs(z).argmax(), z.shape)
+    size, count = abs(float(z[worst])), int(usable.sum())
+    chance = float(-np.expm1(count * np.log1p(-2 * stats.norm.sf(size)))) if size < 38 else 0.0
+    pair = f"{plus_minus(float(value[worst]), float(error[worst]))} against {float(expected[worst]):.4g}"
+    where = f"{pair}, {size:.1f} standard errors" if count == 1 else (
+        f"at most {size:.1f} standard errors apart in {count} comparisons ({pair})")
+    holds = size <= _limit(count)
+    words = "as expected" if holds else "not as expected"
+    return Verdict(holds, f"{what}: {words}, {where} (p = {chance:.2g}).")
+
+
+@_listed
+def ahead(gain: Any, error: Any, first: str, second: str, measure: str) -> Verdict:
+    """Is one ahead of another, by a difference whose standard error is known?"""
+    gain, error = float(gain), float(error)
+    told = f"{plus_minus(gain, error)} {measure}"
+    if not np.isfinite(gain) or not error > 0:
+        return Verdict(None, f"{first} and {second} cannot be compared ({told}).")
+    if abs(gain) <= _limit(1) * error:
+        return Verdict(None, f"{first} and {second} are not told apart: {told}.")
+    return Verdict(gain > 0, f"{first} is {'ahead of' if gain > 0 else 'behind'} {second}: {told}.")
+
+
+@_listed
+def signed(value: Any, error: Any, what: str, sign: int = -1) -> Verdict:
+    """Have numbers the sign that is claimed (−1 or 1)? Holds if all do by more than their errors allow to doubt."""
+    value, error = np.atleast_1d(np.asarray(value, float)), np.atleast_1d(np.asarray(error, float))
+    z, limit = sign * value / error, _limit(value.size)
+    worst = int(np.nanargmin(z))
+    name = "negative" if sign < 0 else "positive"
+    told = f"{plus_minus(float(value[worst]), float(error[worst]))}" + (" at the least clear" if value.size > 1 else "")
+    if (z > limit).all():
+        return Verdict(True, f"{what}: {name} ({told}).")
+    if z[worst] < -limit:
+        return Verdict(False, f"{what}: not {name} ({told}).")
+    return Verdict(None, f"{what}: of no certain sign ({told}).")
+
+
+@_listed
+def follow(cutoffs: Any, value: Any, error: Any, expected: Any, what: str) -> Verdict:
+    """Is a curve along the flow where a closed form puts it, and where not?"""
+    cutoffs, value, error, expected = (np.asarray(a, float) for a in (cutoffs, value, error, expected))
+    z = (value - expected) / error
+    z = np.abs(z).reshape(len(cutoffs), -1)
+    off = np.flatnonzero((z > _limit(z.size)).any(axis=1))
+    if not off.size:
+        return Verdict(True, f"{what} is met at every Λ: at most {np.nanmax(z):.1f} standard errors off, of {z.size} "
+                             "comparisons.")
+    return Verdict(False, f"{what} is off at {off.size} of {len(cutoffs)} scales, the last Λ = {cutoffs[off[-1]]:.3g}, "
+                          f"by up to {np.nanmax(z):.3g} standard errors.")
+
+
+@_listed
+def told_apart(p_values: Any, what: str) -> Verdict:
+    """Do two families of laws differ anywhere? Holds if they do: the smallest of the p-values, as of so many."""
+    p = np.asarray(p_values, float).ravel()
+    p = p[np.isfinite(p)]
+    if not p.size:
+        return Verdict(None, f"{what}: nothing was tested.")
+    whole = min(1.0, p.min() * p.size)  # Bonferroni: the p-values may depend on each other
+    count = f"p < .05 at {int((p < 0.05).sum())} of {p.size} scales; all together p = {whole:.2g}"
+    if whole < 0.05:
+        return Verdict(True, f"{what} differ ({count}).")
+    return Verdict(False, f"{what} are not told apart by so many draws ({count}).")
+
+
+# -- a posterior ----------------------------------------------------------------------------------------------
+@_listed
+def gaussian(phi: Any, what: str = "φ at the characteristic input", *, independent: bool = False) -> Verdict:
+    """Are draws of an output Gaussian? Goodness of fit by skewness and kurtosis together (D'Agostino and Pearson).
+
+    Parameters
+    ----------
+    phi : array (chain, draw)
+        Draws that are not finite are left out.
+    independent : bool
+        Whether the draws are; chains are thinned by their autocorrelation time.
+    """
+    phi = np.atleast_2d(np.asarray(phi, float))
+    chain = phi[:, :, None]
+    finite = bool(np.isfinite(phi).all())
+    step = 1 if independent or not finite else math.ceil(autocorrelation_time(np.concatenate(
+        [chain, (chain - chain.mean()) ** 2], axis=2)))
+    draws = phi[:, ::step].ravel()
+    draws = draws[np.isfinite(draws)]
+    if draws.size < 20 or np.ptp(draws) == 0:
+        return Verdict(None, f"Whether {what} is Gaussian, {draws.size} independent draws do not tell.")
+    p = float(stats.normaltest(draws).pvalue)
+    kurtosis = float(stats.kurtosis(draws, bias=False))
+    error = float(block_jackknife(lambda d: stats.kurtosis(d, axis=-1, bias=False), draws))
+    told = f"excess kurtosis {plus_minus(kurtosis, error)}, skewness {stats.skew(draws, bias=False):.2g}, " \
+           f"goodness of fit p = {p:.2g} of {draws.size} draws"
+    if p < ALPHA:
+        return Verdict(False, f"{what} is not Gaussian: {told}.")
+    return Verdict(True, f"{what} is Gaussian as far as these draws tell: {told}.")
+
+
+@_listed
+def calibrated(coverage: float, error: float, level: float, count: int, what: str) -> Verdict:
+    """Do predictive intervals of a probability hold that share of the data?"""
+    coverage = float(coverage)
+    if not error > 0:  # none or all of the data: the binomial's own error instead
+        error = math.sqrt(level * (1 - level) / max(count, 1))
+    z = (coverage - level) / error
+    told = f"{level:.0%} intervals hold {plus_minus(100 * coverage, 100 * error)} % of {count} data"
+    if abs(z) <= _limit(1):
+        return Verdict(True, f"{what}: {told}, as they should within their errors.")
+    return Verdict(False, f"{what}: {told}; they are too {'wide' if z > 0 else 'narrow'}.")
+
+
+@_listed
+def trained(before: Any, after: Any, what: str, *, share: float = 0.5) -> Verdict:
+    """Has training brought the loss of its members down, to `share` of what it was or below?
+
+    Parameters
+    ----------
+    before, after : array (member,)
+        Loss of each at the start and at the end.
+    """
+    before, after = (np.asarray(a, float).ravel() for a in (before, after))
+    kept = np.isfinite(after) & np.isfinite(before)
+    if kept.mean() < 0.5:
+        return Verdict(False, f"{what} diverges: {np.sum(~kept)} of {kept.size} members have no finite loss.")
+    pair = np.stack([before[kept], after[kept]])
+
+    def ratio(values):
+        middle = np.median(values, axis=-1)
+        return middle[1] / middle[0]
+
+    left, error = float(ratio(pair)), float(block_jackknife(ratio, pair))
+    told = (f"its median loss goes from {np.median(pair[0]):.3g} to {np.median(pair[1]):.3g} over {kept.size} members, "
+            f"{plus_minus(100 * left, 100 * error)} % of it")
+    if left + _limit(1) * error < share:
+        return Verdict(True, f"{what} trains: {told}.")
+    if left - _limit(1) * error > share:
+        grows = "its members diverge" if left > 2 else "it hardly trains"
+        return Verdict(False, f"{what} does not train: {told}; {grows}.")
+    return Verdict(None, f"Whether {what} trains is open: {told}.")

@@ -1,0 +1,99 @@
+"""Every sentence that judges, on data that bear it out and on data made to contradict it: it must turn."""
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bayes_brg import verdicts
+from bayes_brg.runs.verdicts import VERDICTS
+
+RNG = np.random.default_rng(5)
+CUTOFFS = [0.0, 0.01, 0.1, 1.0, 10.0]
+NORMAL = RNG.normal(size=(4, 500))
+
+
+def loss(curve, units="squared"):
+    noise = RNG.normal(1, 0.05, (1, 4, 50))
+    values = np.asarray(curve)[:, None, None] + (noise if units == "nats" else 0)
+    values = values if units == "nats" else values * noise
+    return xr.DataArray(values, {"cutoff": CUTOFFS}, ("cutoff", "chain", "draw"), attrs={"units": units})
+
+
+STIFF = [1.0, 0.9, 0.871, 0.3, 0.0]
+# name: [(arguments under which the claim holds, words), (arguments under which it does not, words)]
+CASES = {
+    "flat": [((loss([2, 2.001, 2.002, 9, 30]), STIFF, 0.079), "flat up to Λ_C: at Λ = 0.1, .* grown by 0%"),
+             ((loss([2, 2.02, 3.14, 9, 30]), STIFF, 0.079),
+              "not flat up to Λ_C: at Λ = 0.1, .* grown by 57% .*within 5% .* up to Λ = 0.01, and is up by 57% at "
+              "Λ = 0.1. 12.9% of the directions are given back at Λ = 0.1; 7.9% have no stiffness"),
+             ],
+    "agree": [((1.02, 0.02, 1.0, "the mass"), "the mass: as expected, 1.020 ± 0.020 against 1, 1.0 standard"),
+              ((1.2, 0.02, 1.0, "the mass"), "the mass: not as expected, .* 10.0 standard errors")],
+    "ahead": [((0.5, 0.1, "NUTS", "SVI", "nats"), "NUTS is ahead of SVI: 0.50 ± 0.10 nats"),
+              ((-0.5, 0.1, "NUTS", "SVI", "nats"), "NUTS is behind SVI")],
+    "signed": [(([-1, -2], [0.1, 0.1], "g4"), "g4: negative"), (([-1, 2], [0.1, 0.1], "g4"), "g4: not negative")],
+    "follow": [((CUTOFFS, np.ones(5), 0.1 * np.ones(5), np.ones(5) + 0.05, "the amplitude"), "met at every Λ"),
+               ((CUTOFFS, [1, 2, 1, 1, 1], 0.1 * np.ones(5), np.ones(5), "the amplitude"),
+                "off at 1 of 5 scales, the last Λ = 0.01, by up to 10 standard errors")],
+    "told_apart": [(([0.001, 0.5, 0.7], "the laws"), "the laws differ .p < .05 at 1 of 3"),
+                   (([0.04, 0.5, 0.7], "the laws"), "are not told apart by so many draws")],
+    "gaussian": [((NORMAL,), "is Gaussian as far"), ((NORMAL**3,), "is not Gaussian: excess kurtosis .* p = ")],
+    "calibrated": [((0.88, 0.03, 0.9, 100, "sample"), "as they should"),
+                   ((0.7, 0.03, 0.9, 100, "sample"), "90% intervals hold 70.0 ± 3.0 % of 100 data; they are too narr")],
+    "trained": [((np.full(40, 9.0), RNG.normal(1, 0.1, 40), "SGD"), "SGD trains: its median loss goes from 9 to"),
+                ((np.full(40, 9.0), RNG.normal(8, 0.1, 40), "gd"), "gd does not train: .*; it hardly trains")],
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_each_turns(name, capsys):
+    for (arguments, words), expected in zip(CASES[name], (True, False), strict=True):
+        found = VERDICTS[name](*arguments)
+        print(f"{expected}: {found}")
+        assert found.holds is expected and bool(found) is expected
+        assert re.search(words, found.text), found.text
+
+
+def test_all_have_cases():
+    assert set(CASES) == set(VERDICTS)
+
+
+@pytest.mark.parametrize(("found", "words"), [
+    (verdicts.flat(loss([2, 2, 2, 2, 2])), "There is no Λ_C .* up to Λ = 10"),
+    (verdicts.flat(loss([2, 5, 6, 7, 8])), "There is no Λ_C"),
+    (verdicts.agree(1.0, np.nan, 1.0, "it"), "no error is known"),
+    (verdicts.ahead(0.01, 0.1, "a", "b", "nats"), "not told apart"),
+    (verdicts.ahead(0.01, np.nan, "a", "b", "nats"), "cannot be compared"),
+    (verdicts.signed(-0.1, 0.1, "g4"), "of no certain sign"),
+    (verdicts.told_apart([np.nan], "laws"), "nothing was tested"),
+    (verdicts.gaussian(np.ones((4, 50))), "do not tell"),
+    (verdicts.trained([2.0, 2.0, 2.0], [0.5, 1.0, 1.5], "gd"), "is open"),
+])
+def test_what_is_open_is_said_to_be(found, words):
+    assert found.holds is None and re.search(words, found.text), found.text
+
+
+def test_other_ways_to_fail():
+    assert "too wide" in verdicts.calibrated(1.0, 0.0, 0.5, 100, "x").text
+    assert verdicts.calibrated(1.0, 0.0, 0.9, 20, "x").holds  # 20 of 20 in 90 % intervals: 1.5 standard errors
+    assert "diverges: 3 of 4 members" in verdicts.trained(np.ones(4), [np.nan, np.inf, np.inf, 1], "gd").text
+    assert "members diverge" in verdicts.trained(np.ones(40), RNG.normal(50, 1, 40), "gd").text
+
+
+def test_the_origin_of_a_loss_in_nats_means_nothing():
+    curve = np.array([-2, -1.999, -1.98, 1, 4.0])
+    one, other = (verdicts.flat(loss(curve + shift, "nats")) for shift in (0.0, 100.0))
+    assert one.holds and other.holds and "0.02 nats" in one.text and "0.02 nats" in other.text
+
+
+def test_correlated_draws_are_not_counted_as_independent():
+    """A slow Gaussian chain, whose draws taken for independent ones would often be told from a Gaussian."""
+    wrong = 0
+    for _ in range(20):
+        noise, x = RNG.normal(size=(4, 2000)), np.zeros((4, 2000))
+        for t in range(1, 2000):
+            x[:, t] = 0.97 * x[:, t - 1] + (1 - 0.97**2) ** 0.5 * noise[:, t]
+        wrong += not verdicts.gaussian(x[:, 100:])
+    assert wrong <= 2  # chance of a right method with rate .01: 1e-3
