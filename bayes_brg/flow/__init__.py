@@ -1,10 +1,11 @@
 """The Bayesian renormalisation-group flow of a posterior (theory §2)."""
 
 from .closed_form import closed_form_differences, closed_form_flow
-from .critical_scale import CriticalScale, critical_scale
+from .critical_scale import CriticalScale, critical_scale, flow_differences
 from .cutoffs import cutoffs
 from .flow import Flow
 from .pruning import pruning_curve, removable_fraction
+from .refills import Refill
 from .regulators import Regulator, unlearning
 from .renormalize import renormalize
 from .stepwise import StepwiseFlow, renormalize_stepwise
@@ -12,12 +13,14 @@ from .stepwise import StepwiseFlow, renormalize_stepwise
 __all__ = [
     "CriticalScale",
     "Flow",
+    "Refill",
     "Regulator",
     "StepwiseFlow",
     "closed_form_differences",
     "closed_form_flow",
     "critical_scale",
     "cutoffs",
+    "flow_differences",
     "pruning_curve",
     "removable_fraction",
     "renormalize",

@@ -177,7 +177,7 @@ def closed_form_differences(phi: xr.DataArray, closed: xr.Dataset) -> xr.Dataset
 def _regulated(regulator: Regulator, stiffness, cutoffs) -> tuple[jax.Array, jax.Array]:
     """α and β, (cutoff, *stiffness shape)."""
     cutoffs = cutoffs.reshape(-1, *[1] * stiffness.ndim)
-    return regulator.alpha(stiffness[None], cutoffs), regulator.beta(stiffness[None], cutoffs)
+    return regulator.weights(stiffness[None], cutoffs)
 
 
 # -- the readout of a flow ------------------------------------------------------------------------------------
@@ -200,10 +200,9 @@ class _Readout:
         if hidden:
             raise ValueError(f"hidden sites {', '.join(hidden)} flow, in which φ is not linear; pass "
                              f"sites={list(bound.network.readout_sites)} to brg.fisher")
-        if flow.metric.kind != "diagonal":
+        if not flow.spec.geometry.entrywise:
             raise ValueError(f"the closed forms (74), (75) need a diagonal metric, got kind={flow.metric.kind!r}")
-        if flow.refill not in ("prior", "zero"):
-            raise ValueError(f"refill must be 'prior' or 'zero' for a Gaussian readout, got {flow.refill!r}")
+        flow.spec.refill.variance(np.zeros(()))  # refuses a rule whose law is not known
         priors = bound.network.priors(bound.dim)
         prior = {s: unwrap(priors[s]) for s in bound.network.readout_sites}
         shape = {s: bound.site(s).shape for s in prior}
@@ -241,7 +240,7 @@ class _Readout:
         """α and β²σ₀², (cutoff, row, output), of one member: what stays of w, and the variance of the refill."""
         metric, shared = self.flow.metric, not self.flow.metric.per_draw
         host = {s: np.asarray(v) if shared else np.asarray(v)[members] for s, v in metric.flat_stiffness().items()}
-        refilled = self.flow.refill == "prior"
+        spread = self.flow.spec.refill.variance(self.prior_var)
 
         def one(i):
             parts: tuple[list, list] = [], []
@@ -257,10 +256,7 @@ class _Readout:
                 for part, value in zip(parts, (alpha, beta), strict=True):
                     part.append(value if value.ndim == 3 else value[:, None])
             alpha, beta = (np.concatenate(part, axis=1) for part in parts)
-            keeps = alpha, beta**2 * self.prior_var if refilled else np.zeros_like(beta)
-            keeps[0][np.asarray(cutoffs) == 0] = 1.0  # Λ = 0 is the posterior, whatever the regulator
-            keeps[1][np.asarray(cutoffs) == 0] = 0.0
-            return keeps
+            return alpha, beta**2 * spread
 
         if not shared:
             return one

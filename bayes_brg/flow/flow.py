@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import xarray as xr
 
 from ..core.batching import default_chunk, map_draws
@@ -21,20 +22,16 @@ from ..core.checks import check_choice, check_data, check_inputs, check_key, che
 from ..core.keys import name_key
 from ..metric.fisher import restricted
 from ..metric.metric import Metric
-from ..model.bound import Params
+from ..model.bound import BoundModel, Params, unwrap
 from ..posterior import Posterior, work
 from .critical_scale import CriticalScale, critical_scale, variance_scale
 from .cutoffs import check_cutoff, check_cutoffs, working
-from .one_member import FlowSpec, along_one, at_one, mean_one, reduced
+from .one_member import FlowSpec, Member, Setting, along_one, at_one, mean_one, reduced
 from .regulators import Regulator
 
 __all__ = ["Flow"]
 
 
-# -- cutoffs --------------------------------------------------------------------------------------------------
-
-
-# -- the flow -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Flow:
     """A family of renormalised posteriors π_Λ; make one with `renormalize`.
@@ -63,7 +60,8 @@ class Flow:
 
     @property
     def refill(self) -> str:
-        return self.spec.refill
+        """Name of the refill rule."""
+        return self.spec.refill.name
 
     @cached_property
     def stiff_fraction(self) -> np.ndarray:
@@ -77,30 +75,24 @@ class Flow:
 
     @cached_property
     def _prior_mean(self) -> Params:
-        """Prior mean m_p, see `prior_mean`. A sharp flow to a prior draw does without, since α + β = 1."""
-        if self.regulator.name == "sharp" and self.refill != "zero":
+        """Prior mean m_p, see `prior_mean`; zero where it does not enter."""
+        if not self.spec.needs_mean:
             return {s: jnp.zeros(()) for s in self.spec.sites}
         return prior_mean(self.spec, self.posterior, self.metric)
-
-    def _inputs(self) -> dict:
-        metric, _ = self.metric.arrays()
-        members = {"theta": {s: self.posterior.flat()[s] for s in self.spec.bound.names},
-                   "index": jnp.arange(self.posterior.size), "metric": metric}
-        if self._mean_per_draw:
-            members["mean"] = self._prior_mean
-        return members
 
     @property
     def _mean_per_draw(self) -> bool:
         shapes = self.spec.geometry.shapes()
         return any(jnp.ndim(v) > len(shapes[s]) for s, v in self._prior_mean.items())
 
-    def _shared(self, cutoffs: Any, x: Any = None, y: Any = None, draw_key: Any = None) -> dict:
-        shared = {"key": self.key, "metric": self.metric.arrays()[1], "cutoffs": jnp.asarray(working(cutoffs)), "x": x,
-                  "y": y, "draw_key": draw_key}
-        if not self._mean_per_draw:
-            shared["mean"] = self._prior_mean
-        return shared
+    def _members(self) -> Member:
+        theta = {s: self.posterior.flat()[s] for s in self.spec.bound.names}
+        return Member(theta, jnp.arange(self.posterior.size), self.metric.arrays()[0],
+                      self._prior_mean if self._mean_per_draw else None)
+
+    def _setting(self, cutoffs: Any, x: Any = None, y: Any = None, draw_key: Any = None) -> Setting:
+        return Setting(self.key, self.metric.arrays()[1], jnp.asarray(working(cutoffs)),
+                       None if self._mean_per_draw else self._prior_mean, x, y, draw_key)
 
     def at(self, cutoff: float) -> Posterior:
         """The renormalised posterior π_Λ.
@@ -119,7 +111,7 @@ class Flow:
         if cutoff == 0:
             return self.posterior
         size = sum(int(np.prod(s.shape)) for s in self.spec.bound.sites)
-        flowed = map_draws(at_one, (self.spec,), self._inputs(), (self._shared(cutoff),), chunk=default_chunk(size))
+        flowed = map_draws(at_one, (self.spec,), self._members(), (self._setting(cutoff),), chunk=default_chunk(size))
         return renormalized(self.posterior, flowed, cutoff)
 
     def _along(self, quantity: str, x, y=None, cutoffs=None, show: bool = True, draw_key=None) -> np.ndarray:
@@ -127,8 +119,8 @@ class Flow:
         check_like(x, self.metric.x)
         cutoffs = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
         chunk = 1 if self.spec.linear else default_chunk(work(self.spec.bound, x))
-        values = map_draws(along_one, (self.spec, quantity), self._inputs(),
-                           (self._shared(cutoffs, x, y, draw_key),), chunk=chunk, desc=f"flow: {quantity}", show=show)
+        values = map_draws(along_one, (self.spec, quantity), self._members(),
+                           (self._setting(cutoffs, x, y, draw_key),), chunk=chunk, desc=f"flow: {quantity}", show=show)
         values = np.moveaxis(np.asarray(values), 1, 0)
         return values.reshape(len(cutoffs), self.posterior.num_chains, self.posterior.num_draws, *values.shape[2:])
 
@@ -160,11 +152,11 @@ class Flow:
         Returns
         -------
         DataArray (cutoff, chain, draw)
-            In squared units of y, or nats.
+            In squared units of y, or nats; ``attrs["units"]`` says which.
         """
         x, y = check_data(x, y)
         loss = self._along("loss", x, self.spec.bound.targets(y), cutoffs, progress_bar)
-        return self._array(loss, "loss", cutoffs)
+        return self._array(loss, "loss", cutoffs).assign_attrs(units=loss_units(self.spec.bound, self.posterior, x))
 
     def moments(self, x, *, cutoffs=None) -> xr.Dataset:
         """Mean and variance of φ over members along the flow, by running sums: memory is cutoff × point.
@@ -181,7 +173,7 @@ class Flow:
 
     def _sums(self, quantity: str, x, y, scales: np.ndarray) -> Any:
         check_like(x, self.metric.x)
-        return reduced(self.spec, quantity, self._inputs(), self._shared(scales, x, y))
+        return reduced(self.spec, quantity, self._members(), self._setting(scales, x, y))
 
     @staticmethod
     def _points(values: dict, scales: np.ndarray, extra: Sequence[str]) -> xr.Dataset:
@@ -221,20 +213,23 @@ class Flow:
         extra = ("point", "output", "axis")[:values.ndim - 3]
         return self._array(values, "y", cutoffs, extra)
 
-    def critical_scale(self, x, y=None, *, definition: str = "loss_ratio", ratio: float = 2.0, level: float = 0.9,
-                       num_bootstrap: int = 500, progress_bar: bool = True) -> CriticalScale:
+    def critical_scale(self, x, y=None, *, definition: str | None = None, ratio: float = 2.0, rise: float = 0.1,
+                       level: float = 0.9, num_bootstrap: int = 500, progress_bar: bool = True) -> CriticalScale:
         """The scale Λ_C at which the flow leaves its flat region.
 
         Parameters
         ----------
         x, y : arrays
             Held-out data; `y` is not needed by "variance_ratio".
-        definition : {"loss_ratio", "variance_ratio", "knee"}
-            Where the median loss over members has grown by `ratio` relative to Λ = 0; where the variance of φ over
-            members has; both interpolated in log–log. Or the corner of the flat-then-rising broken line that fits the
-            median loss best in log–log.
+        definition : {"loss_ratio", "loss_rise", "variance_ratio", "knee"}, optional
+            Where the median loss over members has grown by `ratio` relative to Λ = 0 (the default for a squared loss);
+            where it has risen by `rise` (the default for −log p, whose zero depends on the units of y); where the
+            variance of φ over members has grown by `ratio`; interpolated in log Λ. Or the corner of the
+            flat-then-rising broken line that fits the median loss best.
         ratio : float
             Above 1.
+        rise : float
+            In nats per datum.
         level : float
             Probability of the bootstrap interval over members.
         num_bootstrap : int
@@ -244,14 +239,16 @@ class Flow:
         CriticalScale
             With value NaN and a reason where there is no flat region, or the curve never leaves it.
         """
-        check_choice(definition, "definition", ("loss_ratio", "variance_ratio", "knee"))
+        if definition is not None:
+            check_choice(definition, "definition", ("loss_ratio", "loss_rise", "variance_ratio", "knee"))
         if definition == "variance_ratio":
             return variance_scale(self.predict(x, progress_bar=progress_bar), ratio=ratio, level=level,
                                   num_bootstrap=num_bootstrap)
         if y is None:
-            raise ValueError(f"definition={definition!r} needs the targets y")
+            raise ValueError(f"definition={definition or 'of the loss'!r} needs the targets y")
         loss = self.loss(x, y, progress_bar=progress_bar)
-        return critical_scale(loss, definition=definition, ratio=ratio, level=level, num_bootstrap=num_bootstrap)
+        return critical_scale(loss, definition=definition, ratio=ratio, rise=rise, level=level,
+                              num_bootstrap=num_bootstrap)
 
     def by_site(self, sites: Sequence[str] | None = None) -> dict[str, Flow]:
         """One flow a site, in which only that site flows; for critical scales layer by layer.
@@ -281,6 +278,13 @@ def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:
     return map_draws(mean_one, (spec.geometry,), draws, (metric.x,))
 
 
+def loss_units(bound: BoundModel, posterior: Posterior, x: Any) -> str:
+    """Units of the training loss: those of y, squared, or nats."""
+    params = {s: v[0] for s, v in posterior.flat().items()}
+    law = jax.eval_shape(lambda p: bound.distribution(p, x), params)
+    return "squared units of y" if isinstance(unwrap(law), dist.Normal) else "nats"
+
+
 def renormalized(posterior: Posterior, flowed: Mapping[str, jax.Array], cutoff: float) -> Posterior:
     """`posterior` with the flowed sites (leading axis T) put in, and only the statistics that still hold."""
     lead = posterior.num_chains, posterior.num_draws
@@ -289,5 +293,3 @@ def renormalized(posterior: Posterior, flowed: Mapping[str, jax.Array], cutoff: 
     stats = {k: v for k, v in posterior.stats.items() if k in ("independent", "diverged")}
     return Posterior(samples, stats | {"cutoff": cutoff}, f"{posterior.method.split(' at Λ')[0]} at Λ = {cutoff:g}",
                      posterior.trained)
-
-

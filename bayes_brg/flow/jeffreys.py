@@ -18,7 +18,8 @@ from ..model.bound import Params
 from ..posterior import Posterior, predict
 from .cutoffs import check_cutoff, check_cutoffs, working
 from .flow import Flow, renormalized
-from .one_member import coupled_axes
+from .one_member import Member, coupled_axes
+from .refills import Refill
 
 MAX_SLOPPY = 8
 NODES = 4096
@@ -26,6 +27,15 @@ STARTS = 16
 WARMUP = 300
 STEPS = 20  # after warm-up, so that a draw no longer depends on the adaptation
 BLOCK = 2000  # members drawn at once
+
+
+class Jeffreys(Refill):
+    """A draw from the Jeffreys prior of the sloppy parameters, given the stiff ones; made by a flow of its own."""
+
+    name = "jeffreys"
+
+    def flow(self, flow, bounds):
+        return jeffreys_flow(flow, bounds)
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,8 @@ class JeffreysFlow(Flow):
 
     def _draw_block(self, chosen: tuple[int, ...], members: Params, flat: np.ndarray, index: np.ndarray, shared: tuple
                     ) -> np.ndarray:
-        keys = {"index": jnp.asarray(index)}
         if len(chosen) > 1:
-            draws = {"theta": {s: jnp.asarray(v) for s, v in members.items()}, **keys}
+            draws = Member({s: jnp.asarray(v) for s, v in members.items()}, jnp.asarray(index))
             return np.asarray(map_draws(_draw_by_nuts, (self.spec, chosen), draws, (self.key, *shared), chunk=64))
         # Members that agree in everything else share one density: its table is made once.
         others = [np.delete(flat, chosen, axis=1)]
@@ -109,8 +118,8 @@ class JeffreysFlow(Flow):
         _, first, which = np.unique(np.concatenate(others, axis=1), axis=0, return_index=True, return_inverse=True)
         distinct = {s: jnp.asarray(v[first]) for s, v in members.items()}
         tables = map_draws(_table_one, (self.spec, chosen), distinct, shared, chunk=16)
-        draws = {"table": tables[jnp.asarray(np.ravel(which))], **keys}
-        return np.asarray(map_draws(_invert_one, (chosen,), draws, (self.key, *shared[1:]), chunk=16))
+        mine = tables[jnp.asarray(np.ravel(which))], jnp.asarray(index)
+        return np.asarray(map_draws(_invert_one, (chosen,), mine, (self.key, *shared[1:]), chunk=16))
 
     def _name(self, i: int) -> str:
         for s in self.spec.sites:
@@ -129,8 +138,7 @@ class JeffreysFlow(Flow):
     def _of(self, posterior: Posterior, quantity: str, x, y, draw_key) -> np.ndarray:
         if quantity == "phi":
             return np.asarray(predict(self.model, posterior, x, progress_bar=False))
-        members = {"theta": {s: posterior.flat()[s] for s in self.spec.bound.names},
-                   "index": jnp.arange(posterior.size)}
+        members = Member({s: posterior.flat()[s] for s in self.spec.bound.names}, jnp.arange(posterior.size))
         values = np.asarray(map_draws(_of_one, (self.spec.bound, quantity), members, (x, y, draw_key), chunk=16))
         return values.reshape(posterior.num_chains, posterior.num_draws, *values.shape[1:])
 
@@ -145,7 +153,7 @@ class JeffreysFlow(Flow):
 def jeffreys_flow(flow: Flow, bounds: Mapping[str, tuple]) -> JeffreysFlow:
     """A flow with the same parts that refills from the Jeffreys prior."""
     load_blackjax()
-    if not (flow.spec.native and flow.regulator.name == "sharp" and not flow.metric.whiten):
+    if not (flow.spec.native and flow.regulator.sharp and not flow.metric.whiten):
         raise ValueError("refill='jeffreys' is defined for the sharp flow of a diagonal, native, unwhitened metric")
     for s in bounds:
         if s not in flow.spec.sites:
@@ -233,24 +241,24 @@ def _table_one(spec: Any, chosen: tuple[int, ...], theta: Params, shared: dict, 
     return jnp.concatenate([jnp.zeros(1, total.dtype), total / total[-1]])
 
 
-def _invert_one(chosen: tuple[int, ...], member: dict, key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+def _invert_one(chosen: tuple[int, ...], member: tuple, key: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     """A draw of one parameter by the inverse of its table."""
     low, high = low[jnp.array(chosen)], high[jnp.array(chosen)]
-    table = member["table"]
-    place = jax.random.uniform(_member_key(key, member["index"]), dtype=table.dtype)
+    table, index = member
+    place = jax.random.uniform(_member_key(key, index), dtype=table.dtype)
     t = jnp.interp(place, table, jnp.linspace(0.0, jnp.pi / 2, NODES + 1))
     return low + (high - low) * jnp.sin(t) ** 2
 
 
-def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: dict, key: jax.Array, shared: dict, low: jax.Array,
+def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: Member, key: jax.Array, shared: dict, low: jax.Array,
                   high: jax.Array) -> jax.Array:
     """A draw of several parameters by NUTS in the logit of t/(π/2); NaN where the density vanishes."""
-    log_density = _log_density(spec, chosen, member["theta"], shared, low, high)
+    log_density = _log_density(spec, chosen, member.theta, shared, low, high)
 
     def unbounded(u):
         return log_density(jnp.pi / 2 * jax.nn.sigmoid(u)) + jnp.sum(jax.nn.log_sigmoid(u) + jax.nn.log_sigmoid(-u))
 
-    start_key, warm_key, run_key = jax.random.split(_member_key(key, member["index"]), 3)
+    start_key, warm_key, run_key = jax.random.split(_member_key(key, member.index), 3)
     # Started from the likeliest of a few places: the middle may be singular, as the origin of a network's weights is.
     places = jax.random.logistic(start_key, (STARTS, len(chosen)))
     start = places[jnp.argmax(jax.lax.map(unbounded, places))]
@@ -263,10 +271,10 @@ def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: dict, key: jax.Arr
     return low[jnp.array(chosen)] + (high - low)[jnp.array(chosen)] * jnp.sin(t) ** 2
 
 
-def _of_one(bound: Any, quantity: str, member: dict, x: Any, y: Any, draw_key: Any) -> jax.Array:
-    theta = member["theta"]
+def _of_one(bound: Any, quantity: str, member: Member, x: Any, y: Any, draw_key: Any) -> jax.Array:
+    theta = member.theta
     if quantity == "loss":
         return jnp.mean(bound.loss(theta, x, y))
     if quantity == "log_likelihood":
         return bound.log_likelihood(theta, x, y)
-    return bound.distribution(theta, x).sample(jax.random.fold_in(draw_key, member["index"]))
+    return bound.distribution(theta, x).sample(jax.random.fold_in(draw_key, member.index))

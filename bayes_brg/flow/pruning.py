@@ -13,6 +13,7 @@ from ..core.checks import check_choice, check_positive
 from ..core.keys import name_key
 from .cutoffs import check_cutoffs
 from .flow import Flow, prior_mean
+from .refills import Zero
 from .regulators import Regulator
 
 __all__ = ["pruning_curve", "removable_fraction"]
@@ -70,7 +71,7 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
         metric = replace(flow.metric, lead=(flow.posterior.num_chains, flow.posterior.num_draws),
                          held_draws={**(draws or {}), "stiffness": held},
                          held_shared={k: v for k, v in shared.items() if k != "stiffness"})
-        spec = replace(flow.spec, refill="zero", regulator=Regulator())
+        spec = replace(flow.spec, refill=Zero(), regulator=Regulator())
         pruned = Flow(flow.model, flow.posterior, metric, fractions, flow.key, spec)
         curves.append(pruned.loss(x, y, progress_bar=False).rename(cutoff="fraction"))
     return xr.concat(curves, dim=xr.Variable("rule", list(rules))).rename("loss")

@@ -16,9 +16,10 @@ from ..metric.metric import Metric
 from ..model.bound import bind
 from ..posterior import Posterior, predict
 from .cutoffs import check_cutoffs
-from .flow import independence
-from .regulators import Regulator, Unlearning, as_regulator
-from .renormalize import renormalize
+from .flow import independence, loss_units
+from .refills import Refill
+from .regulators import Regulator, as_regulator
+from .renormalize import as_refill, renormalize
 
 __all__ = ["StepwiseFlow", "renormalize_stepwise"]
 
@@ -39,7 +40,7 @@ class StepwiseFlow:
     metric: Callable[[Posterior], Metric] = field(repr=False)
     cutoffs: np.ndarray = field(repr=False)
     key: jax.Array = field(repr=False)
-    refill: str
+    refill: Refill
     regulator: Regulator
 
     def __iter__(self) -> Iterator[tuple[float, Posterior, Metric]]:
@@ -47,11 +48,7 @@ class StepwiseFlow:
         posterior, before = self.posterior, 0.0
         for i, cutoff in enumerate(self.cutoffs):
             metric = self.metric(posterior)
-            regulator, key = self.regulator, self.key
-            if isinstance(regulator, Unlearning):
-                # A semigroup in law only: each step starts where the last one ended and has noise of its own.
-                start = max(before, 1 / regulator.num_data)
-                regulator, key = Unlearning(1 / start), jax.random.fold_in(key, i)
+            regulator, key = self.regulator.step(before, self.key, i)
             step = renormalize(self.model, posterior, metric, cutoffs=[cutoff], key=key, refill=self.refill,
                                regulator=regulator)
             posterior, before = step.at(cutoff), float(cutoff)
@@ -92,7 +89,7 @@ class StepwiseFlow:
         lead = self.posterior.num_chains, self.posterior.num_draws
         walked = {c: np.asarray(map_draws(_loss_one, (bound,), p.flat(), (x, y), chunk=4, show=progress_bar)
                                 ).reshape(lead) for c, p in self._among(cutoffs)}
-        return self._array(walked, "loss")
+        return self._array(walked, "loss").assign_attrs(units=loss_units(bound, self.posterior, x))
 
     def _array(self, walked: dict[float, np.ndarray], name: str, extra: tuple[str, ...] = ()) -> xr.DataArray:
         values, dims = np.stack(list(walked.values())), ("cutoff", "chain", "draw", *extra)
@@ -105,7 +102,8 @@ def _loss_one(bound, params, x, y):
 
 
 def renormalize_stepwise(model, posterior: Posterior, metric: Callable[[Posterior], Metric], *, cutoffs, key,
-                         refill: str = "prior", regulator: str | Regulator = "sharp") -> StepwiseFlow:
+                         refill: str | Refill = "prior", regulator: str | Regulator = "sharp"
+                         ) -> StepwiseFlow:
     """A BRG flow that recomputes its metric after each step, at the posterior it has reached.
 
     Parameters
@@ -125,7 +123,7 @@ def renormalize_stepwise(model, posterior: Posterior, metric: Callable[[Posterio
         raise TypeError("metric must be a function from a posterior to its Metric, such as "
                         f"lambda p: brg.fisher(model, p, x), got {type(metric).__name__}")
     regulator = as_regulator(regulator)
-    if regulator.name == "smooth":
-        raise ValueError("smooth variance-preserving regulators do not compose step by step; use 'sharp' or "
+    if not regulator.composes:
+        raise ValueError(f"{regulator.name} regulators do not compose step by step; use 'sharp' or "
                          "brg.unlearning(num_data)")
-    return StepwiseFlow(model, posterior, metric, check_cutoffs(cutoffs), check_key(key), refill, regulator)
+    return StepwiseFlow(model, posterior, metric, check_cutoffs(cutoffs), check_key(key), as_refill(refill), regulator)

@@ -80,6 +80,11 @@ class Geometry:
     hierarchical: bool = False
     uniform: bool = True
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether the metric's directions are the parameters themselves."""
+        return self.kind == "diagonal"
+
     # -- coordinates --------------------------------------------------------------------------------------
     def _transform(self, site: str) -> Any:
         support = self.bound.site(site).support

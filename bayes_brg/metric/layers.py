@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..model.bound import BoundModel, Params
 from ..model.networks import BoundNetwork, dense
-from .output_fisher import Estimator, output_responses
+from .output_fisher import Estimator, depends, output_responses
 
 
 @dataclass(frozen=True)
@@ -65,26 +65,40 @@ def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: 
 
 
 def covered(bound: BoundModel, sites: tuple[str, ...]) -> bool:
-    """Whether each of `sites` enters through the dense primitive, once: then `layers` tells all about them."""
+    """Whether each of `sites` enters through the dense primitive alone, once, with one row a datum.
+
+    Then `layers` tells all about them. Where a layer sees other rows (a convolution as patches, positions that share
+    weights) the gradient of a datum is a sum over its rows, which comes before any square or product: such sites take
+    the general way, and so do those that enter elsewhere too.
+    """
     if not isinstance(bound, BoundNetwork) or not set(sites) <= set(bound.network.dense_sites):
         return False
-    calls = _dense_calls(bound)
-    return all(calls.count(s) == 1 for s in sites)
+    return set(sites) <= _once(bound)
 
 
 @lru_cache(maxsize=256)
-def _dense_calls(bound: BoundNetwork) -> list[str]:
-    """Names that a network's forward pass gives the dense primitive, as often as it does."""
+def _once(bound: BoundNetwork) -> frozenset[str]:
+    """Sites of which `covered` is true, found by tracing the forward pass."""
     seen: list[str] = []
-
-    def recording(params, h, weight, bias=None, scale=1.0, bias_scale=1.0):
-        seen.extend(s for s in (weight, bias) if s is not None)
-        return dense(params, h, weight, bias, scale, bias_scale)
-
     params = {site.name: jax.ShapeDtypeStruct(site.shape, jnp.float32) for site in bound.sites}
-    x = jax.ShapeDtypeStruct((1, bound.dim), jnp.float32)
-    jax.eval_shape(lambda p, x: bound.network.apply(p, x, recording), params, x)
-    return seen
+    for n in (1, 3):
+        def recording(params, h, weight, bias=None, scale=1.0, bias_scale=1.0, n=n):
+            named = [s for s in (weight, bias) if s is not None]
+            seen.extend(named if h.ndim == 2 and h.shape[0] == n else 2 * named)
+            return dense(params, h, weight, bias, scale, bias_scale)
+
+        x = jax.ShapeDtypeStruct((n, bound.dim), jnp.float32)
+        jax.eval_shape(lambda p, x, recording=recording: bound.network.apply(p, x, recording), params, x)
+
+    def without(params, h, weight, bias=None, scale=1.0, bias_scale=1.0):
+        return jnp.zeros((*h.shape[:-1], params[weight].shape[1])) + jnp.sum(h)
+
+    def elsewhere(site):
+        rest = {s: jnp.zeros(p.shape) for s, p in params.items()}
+        return depends(lambda v: [bound.network.apply({**rest, site: v}, jnp.zeros((3, bound.dim)), without)],
+                       rest[site])[0]
+
+    return frozenset(s for s in set(seen) if seen.count(s) == 2 and not elsewhere(s))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

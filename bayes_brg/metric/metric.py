@@ -142,6 +142,16 @@ class Metric:
     def _held(self) -> dict:
         return {**self.held_shared, **self.held_draws}
 
+    @property
+    def amount(self) -> float:
+        """Data that `total` counts; 1 for a metric per datum."""
+        return float(self.held_shared.get("amount", 1.0))
+
+    def first_params(self) -> Params:
+        """Parameters at the first draw, or at the shared point."""
+        params = self._held["params"]
+        return jax.tree.map(lambda a: a[0], params) if self.per_draw else params
+
     # -- numbers ------------------------------------------------------------------------------------------
     @cached_property
     def stiffness(self) -> dict[str, jax.Array]:
