@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +11,6 @@ from ..core.static import Static
 from ..model.bound import BoundModel, Params
 from ..model.networks import BoundNetwork
 from ..posterior import check_proper
-
-if TYPE_CHECKING:
-    from .flow import Flow
 
 __all__ = ["Prior", "Refill", "Zero"]
 
@@ -58,8 +55,8 @@ class Refill(Static):
         """Variance of θ₀ around a Gaussian prior's mean, for closed forms; refused where it is not known."""
         raise ValueError(f"refill must be 'prior' or 'zero' for a Gaussian readout, got {self.name!r}")
 
-    def flow(self, flow: Flow, bounds: Any) -> Flow:
-        """The flow that refills so, from one with every other part in place."""
+    def flow(self, flow: Any, bounds: Any) -> Any:
+        """The `Flow` that refills so, from one with every other part in place."""
         if bounds:
             raise ValueError("bounds are for refill='jeffreys' only")
         return flow
