@@ -383,11 +383,13 @@ def _scored(held: list[dict[str, Any]]) -> dict[str, Any]:
     count = lpd.shape[-1]
 
     def sem(values: np.ndarray) -> np.ndarray:
-        return values.std(axis=-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[:-1], np.nan)
+        with np.errstate(invalid="ignore"):  # a density of 0 has no error: NaN
+            return values.std(axis=-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[:-1], np.nan)
 
     mcse = np.stack([h["mcse"] for h in held])  # (flow, cutoff)
     by_flow, by_level = ("flow", "cutoff"), ("flow", "cutoff", "level")
-    gap = lpd[0] - lpd[1]
+    with np.errstate(invalid="ignore"):
+        gap = lpd[0] - lpd[1]
     return {
         "log_predictive_density": (by_flow, lpd.mean(axis=-1)), "log_predictive_density_sem": (by_flow, sem(lpd)),
         "log_predictive_density_mcse": (by_flow, mcse),

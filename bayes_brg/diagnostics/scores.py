@@ -17,14 +17,16 @@ from scipy import special
 from ..core.batching import default_chunk, map_draws
 from ..core.checks import check_count, check_data, num_points
 from ..core.jackknife import block_jackknife
+from ..field.draws import largest
 from ..io import arviz_bridge
 from ..model.bound import BoundModel, bind, unwrap
 from ..posterior import Posterior, diverged, work
 
 __all__ = ["Scores", "loo", "scores"]
 
+PARETO_LIMIT = 0.7  # above it importance weights have too heavy a tail (Vehtari et al.)
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-QUANTILES = np.linspace(0.05, 0.95, 19)
+CURVE_LEVELS = np.linspace(0.05, 0.95, 19)
 
 
 # -- the predictive law, draw by draw -------------------------------------------------------------------------
@@ -165,8 +167,8 @@ def log_mean_exp(values: np.ndarray, axis: int = -1) -> np.ndarray:
 def mean_sem(values: np.ndarray) -> tuple[float, float]:
     """Mean over data and its standard error over data; first averaged over outputs."""
     values = values.reshape(len(values), -1).mean(axis=1)
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-    return float(values.mean()), error
+    known = len(values) > 1 and np.isfinite(values).all()
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if known else np.nan
 
 
 # -- public ---------------------------------------------------------------------------------------------------
@@ -242,7 +244,8 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     -----
     UserWarning
         When draws are left out, naming them: members marked in ``stats["diverged"]``, and draws whose predictions are
-        not finite. ``dataset.attrs["num_left_out"]`` counts them.
+        not finite, of no spread, or so large that their squares are not. ``dataset.attrs["num_left_out"]`` counts
+        them. When a datum's score is not finite, naming it: the mean then says no more than that.
 
     Raises
     ------
@@ -266,6 +269,7 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     table = score_table(law, np.asarray(targets, np.float64).reshape(num_points(x), -1), ll, levels,
                         check_count(num_bins, "num_bins", 2), check_count(max_draws, "max_draws", 2))
     dataset, name, kind = table
+    _name_infinite(dataset, name, y)
     dataset.attrs |= {"num_draws": int(kept.sum()), "num_left_out": int((~kept).sum()), "method": posterior.method}
     return Scores(dataset, name, kind)
 
@@ -275,7 +279,7 @@ def _usable(law: dict[str, np.ndarray], posterior: Posterior) -> np.ndarray:
     good = ~np.isnan(law["log_likelihood"]).any(axis=1)
     for k, v in law.items():
         if k != "log_likelihood":  # which may be −inf where a datum is impossible
-            good &= np.isfinite(v).reshape(len(v), -1).all(axis=1)
+            good &= ((np.abs(v) <= largest(2)) & ((v > 0) | (k != "scale"))).reshape(len(v), -1).all(axis=1)
     good &= ~diverged(posterior)
     if not good.any():
         raise ValueError(f"all {good.size} draws diverged or predict what is not finite; nothing can be scored")
@@ -285,6 +289,18 @@ def _usable(law: dict[str, np.ndarray], posterior: Posterior) -> np.ndarray:
         warnings.warn(f"{len(bad)} of {good.size} draws diverged or predict what is not finite and are left out: "
                       f"(chain, draw) {', '.join(map(str, bad[:5]))}{more}", UserWarning, stacklevel=3)
     return good
+
+
+def _name_infinite(dataset: xr.Dataset, name: str, y: Any) -> None:
+    """Warn of data whose scores are not finite."""
+    for score, label in (("log_predictive_density", "log predictive density"), (name, name)):
+        values = dataset[score].values.reshape(dataset.sizes["point"], -1)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if bad.size:
+            at = int(bad[0])
+            warnings.warn(f"the {label} of {bad.size} of {len(values)} data is not finite, the first {values[at, 0]} at "
+                          f"y[{at}] = {np.ravel(np.asarray(y)[at])[0]:.4g}: no draw gives it a density that "
+                          f"{np.asarray(y).dtype} can hold. Check its units, or leave it out", UserWarning, stacklevel=3)
 
 
 def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,
@@ -363,10 +379,10 @@ def reliability(confidence: np.ndarray, happened: np.ndarray, num_bins: int) -> 
 
 def pit_curve(interval: np.ndarray) -> dict[str, np.ndarray]:
     """Fraction of data below each predictive quantile, with 95 % Wilson intervals; outputs of a datum count as one."""
-    below = np.stack([overlap(interval, 0.0, q) for q in QUANTILES])
-    observed, count = below.mean(axis=(1, 2)), np.full(len(QUANTILES), float(interval.shape[0]))
+    below = np.stack([overlap(interval, 0.0, q) for q in CURVE_LEVELS])
+    observed, count = below.mean(axis=(1, 2)), np.full(len(CURVE_LEVELS), float(interval.shape[0]))
     lower, upper = _wilson(observed, count)
-    return {"calibration_predicted": QUANTILES.copy(), "calibration_observed": observed, "calibration_lower": lower,
+    return {"calibration_predicted": CURVE_LEVELS.copy(), "calibration_observed": observed, "calibration_lower": lower,
             "calibration_upper": upper, "calibration_count": count}
 
 
@@ -397,7 +413,14 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     -------
     xarray.Dataset
         ``elpd`` (point), ``pareto_k`` (point); ``elpd_sum`` with ``elpd_sum_sem`` over data, in nats; ``p_loo``;
-        ``num_bad``: data with ``pareto_k`` above ``good_k``, for which the estimate fails.
+        ``num_bad``: data with ``pareto_k`` above ``good_k``, for which the estimate fails; ``usable``, and in
+        ``attrs["verdict"]`` why or why not.
+
+    Warns
+    -----
+    UserWarning
+        Where the estimate is unusable: most data have ``pareto_k`` above 0.7, ``p_loo`` is above the number of
+        parameters, or a number is not finite.
 
     Raises
     ------
@@ -418,6 +441,28 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
         raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
                          f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
     found = arviz_bridge.loo(np.asarray(ll, np.float64).reshape(posterior.num_chains, posterior.num_draws, -1))
-    elpd = found["elpd"].values
-    return found.assign(elpd_sum=elpd.sum(), elpd_sum_sem=len(elpd) * mean_sem(elpd)[1],
-                        num_bad=int((found["pareto_k"].values > found.attrs["good_k"]).sum()))
+    elpd, k, p_loo = found["elpd"].values, found["pareto_k"].values, float(found["p_loo"])
+    each = log_mean_exp(np.asarray(ll, np.float64), axis=0) - elpd
+    faults = _loo_faults(each, k, p_loo, sum(int(np.prod(s.shape)) for s in bound.sites))
+    total, error = float(elpd.sum()), len(elpd) * mean_sem(elpd)[1]
+    verdict = (f"leave-one-out is unusable here: {'; '.join(faults)}. Score data that were held out "
+               "(diagnostics.scores), or refit without each part of the data in turn") if faults else (
+               f"elpd {total:.4g} ± {error:.2g}, p_loo {p_loo:.3g}; Pareto k of {len(k)} data up to {k.max():.2f}")
+    if faults:
+        warnings.warn(verdict, UserWarning, stacklevel=2)
+    out = found.assign(elpd_sum=total, elpd_sum_sem=error, num_bad=int((k > found.attrs["good_k"]).sum()),
+                       usable=not faults)
+    return out.assign_attrs(verdict=verdict)
+
+
+def _loo_faults(each: np.ndarray, k: np.ndarray, p_loo: float, parameters: int) -> list[str]:
+    """Why leave-one-out by importance sampling cannot be believed; `each`: what a datum adds to p_loo."""
+    count, high = len(k), int((~(k <= PARETO_LIMIT)).sum())  # NaN is no good k
+    faults = [f"{high} of {count} data have a Pareto k above {PARETO_LIMIT:g}"] if 2 * high > count else []
+    # Where data determine all parameters p_loo scatters about their number, by √n times the spread of its parts.
+    slack = min(2 * np.sqrt(count) * np.std(each), 0.5 * parameters) if np.isfinite(each).all() else 0.0
+    if not p_loo <= parameters + slack:
+        faults.append(f"p_loo = {p_loo:.3g} is above the model's {parameters} parameters")
+    if not np.isfinite(each).all():
+        faults.append(f"the elpd of {int((~np.isfinite(each)).sum())} of {count} data are not finite")
+    return faults

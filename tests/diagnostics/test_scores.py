@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt
 from scipy import integrate, stats
 
 import bayes_brg as brg
+from bayes_brg import diagnostics as diag
 from bayes_brg import plots
-from bayes_brg.diagnostics import convergence as diag
 from bayes_brg.diagnostics.calibration import uniformity
 from bayes_brg.diagnostics.scores import overlap, proper_score
 
@@ -183,6 +183,36 @@ def test_leave_one_out_against_refitting():
     assert float(found["elpd_sum"]) == pytest.approx(np.sum(exact), abs=0.1)
     assert int(found["num_bad"]) == 0
     assert float(found["p_loo"]) == pytest.approx(effective, abs=0.1)
+    assert bool(found["usable"]) and found.attrs["verdict"].startswith(f"elpd {np.sum(exact):.1f}"[:8])
+
+
+def test_leave_one_out_says_when_it_is_unusable():
+    """Noise far below the posterior's spread: importance weights of every datum rest on a draw or two."""
+    with pytest.warns(UserWarning, match="leave-one-out is unusable here: 30 of 30 data have a Pareto k above 0.7; "
+                                         r"p_loo = .* is above the model's 2 parameters\. Score data that were held"):
+        found = diag.loo(linear(brg.gaussian(0.01)), weights(400), X, np.zeros(30, np.float32))
+    assert not found["usable"] and "unusable" in found.attrs["verdict"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["gaussian", "bernoulli", "categorical"])
+def test_unusual_values_are_named(name):
+    """A target of 1e20, logits of ±1e30: scores, or a word on the datum, and no warning of NumPy's."""
+    likelihood = brg.gaussian(0.5) if name == "gaussian" else getattr(brg, name)()
+    outputs = 3 if name == "categorical" else 1
+    model = brg.mlp((), out=outputs, likelihood=likelihood)
+    w = jax.random.normal(jax.random.key(3), (4, 10, 2, outputs))
+    if name == "gaussian":
+        y = np.zeros(30, np.float32)
+        y[4] = 1e20
+        with pytest.warns(UserWarning, match=r"log predictive density of 1 of 30 data .* -inf at y\[4\] = 1e\+20"):
+            found = diag.scores(model, brg.Posterior({"w0": w}), X, y).dataset
+        assert float(found["mean_log_predictive_density"]) == -np.inf and np.isfinite(found["mean_crps"])
+        assert np.isnan(found["mean_log_predictive_density_sem"])
+    else:
+        y = (X[:, 0] > 0).astype(int)
+        found = diag.scores(model, brg.Posterior({"w0": 1e30 * w}), X, y).dataset
+        assert all(np.isfinite(found[k]).all() for k in ("brier", "pit", "coverage", "log_predictive_density"))
 
 
 # -- simulation-based calibration -----------------------------------------------------------------------------
