@@ -96,7 +96,11 @@ class Posterior:
             raise ValueError(f"this posterior ({self.method}) has no stats['log_joint'], so its most probable draw is "
                              "not known; pass at='mean' or a params dict")
         scores = np.asarray(self.stats["log_joint"])
-        index = np.unravel_index(np.nanargmax(np.where(np.isfinite(scores), scores, -np.inf)), scores.shape)
+        known = np.isfinite(scores)
+        if not known.any():
+            raise ValueError(f"stats['log_joint'] of this posterior ({self.method}) is finite at no draw, so its most "
+                             "probable draw is not known")
+        index = np.unravel_index(np.argmax(np.where(known, scores, -np.inf)), scores.shape)
         return self.draw(int(index[0]), int(index[1]))
 
     def replace(self, **changes) -> Posterior:

@@ -70,6 +70,17 @@ def test_mode_is_the_most_probable_draw():
     np.testing.assert_array_equal(draws.mode()["w0"], draws.samples["w0"][best])
 
 
+def test_draws_without_a_density_are_no_mode():
+    draws = brg.prior(NET, X, key=KEY, num_samples=8)
+    for value in (np.nan, np.inf, -np.inf):
+        scores = np.arange(8.0).reshape(4, 2)
+        scores[0, 0] = scores[3, 1] = value  # the last would be the largest
+        mode = draws.replace(stats={"log_joint": scores}).mode()
+        np.testing.assert_array_equal(mode["w0"], draws.samples["w0"][3, 0])
+    with pytest.raises(ValueError, match=r"of this posterior \(prior\) is finite at no draw"):
+        draws.replace(stats={"log_joint": np.full((4, 2), np.nan)}).mode()
+
+
 def test_draws_shard_over_devices():
     """On two devices the same draws, bit for bit, and the same outputs to rounding."""
     code = """

@@ -297,10 +297,11 @@ def _name_infinite(dataset: xr.Dataset, name: str, y: Any) -> None:
         values = dataset[score].values.reshape(dataset.sizes["point"], -1)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if bad.size:
-            at = int(bad[0])
-            warnings.warn(f"the {label} of {bad.size} of {len(values)} data is not finite, the first {values[at, 0]} at "
-                          f"y[{at}] = {np.ravel(np.asarray(y)[at])[0]:.4g}: no draw gives it a density that "
-                          f"{np.asarray(y).dtype} can hold. Check its units, or leave it out", UserWarning, stacklevel=3)
+            at, kind = int(bad[0]), np.asarray(y).dtype
+            warnings.warn(
+                f"the {label} of {bad.size} of {len(values)} data is not finite, the first {values[at, 0]} at y[{at}]"
+                f" = {np.ravel(np.asarray(y)[at])[0]:.4g}: no draw gives it a density that {kind} can hold. Check its "
+                "units, or leave it out", UserWarning, stacklevel=3)
 
 
 def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,

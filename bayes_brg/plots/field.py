@@ -77,6 +77,9 @@ def coupling_along_flow(couplings: Any, name: str = "kurtosis", *, point: int = 
         value = one[name].values
         error = 1.96 * one[f"{name}_sem"].values if f"{name}_sem" in one else np.zeros_like(value)
         good = np.isfinite(value)
+        if not good.any():
+            raise ValueError(f"{name!r} of {label or 'the couplings'} at point {point} is finite at no cutoff, so "
+                             "nothing can be drawn")
         whiskers = _whiskers(value, error) if name == "variance" else np.stack([error, error])
         ax.errorbar(place(one["cutoff"].values)[good], value[good], whiskers[:, good], label=label or None,
                     **_look(number))

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
 from ..core.jackknife import block_jackknife
+from ..field.draws import largest
 from .style import (
     COLOURS,
     INK,
@@ -64,11 +65,11 @@ def distribution(phi: Any, truth: float | None = None, *, ax: Axes | None = None
     """
     ax = _axes(ax)
     series = {label: np.ravel(np.asarray(draws, dtype=float)) for label, draws in _by_label(phi).items()}
-    finite = {label: draws[np.isfinite(draws)] for label, draws in series.items()}
+    finite = {label: draws[np.abs(draws) <= largest(2)] for label, draws in series.items()}
     for label, draws in finite.items():
         if draws.size < 2:
-            raise ValueError(f"{label or 'phi'} has {draws.size} finite draws of {series[label].size}; a distribution "
-                             "needs two")
+            raise ValueError(f"{label or 'phi'} has {draws.size} finite draws (with finite squares) of "
+                             f"{series[label].size}; a distribution needs two")
     ends = np.array([np.quantile(d, (clip, 1 - clip)) for d in finite.values()])
     low, high = ends[:, 0].min(), ends[:, 1].max()
     if truth is not None:

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from ..field.draws import largest
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe–Ito, dark enough on white
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -68,7 +70,11 @@ def _along(array: xr.DataArray, name: str) -> tuple[np.ndarray, np.ndarray, int]
                          f"phi.isel({wide[0]}=0)")
     values = array.isel({d: 0 for d in extra}).transpose("cutoff", "chain", "draw").values.astype(float)
     values = values.reshape(values.shape[0], -1)
-    good = np.isfinite(values).all(axis=0)
+    good = (np.abs(values) <= largest(2)).all(axis=0)
+    if not good.any():
+        at, draw = (int(i[0]) for i in np.nonzero(~(np.abs(values) <= largest(2))))
+        raise ValueError(f"none of the {good.size} draws of {name} is finite, with finite squares, at every cutoff, so "
+                         f"nothing can be drawn; the first is {values[at, draw]} at Λ = {float(array['cutoff'][at]):g}")
     return np.asarray(array["cutoff"].values, float), values[:, good], int((~good).sum())
 
 

@@ -1,5 +1,8 @@
 """Figures show the numbers they are given, with their errors, and leave matplotlib as it was."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import matplotlib
 import numpy as np
@@ -8,10 +11,13 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 import bayes_brg as brg
 from bayes_brg import plots
 from bayes_brg.flow.critical_scale import CriticalScale
+from bayes_brg.plots.runs import RUN_FIGURES
 from bayes_brg.plots.style import _power
 
 CUTOFFS = np.array([0, 0.01, 0.1, 1, 10])
@@ -89,6 +95,64 @@ def test_series_differ_without_colour():
     assert len(looks) == 4
 
 
+def dashes(shown):
+    return shown._unscaled_dash_pattern
+
+
+def look(number):
+    """Colour, dashes and marker that the number-th series has."""
+    wanted = Line2D([], [], linestyle=plots.LINES[number])
+    return plots.COLOURS[number], dashes(wanted), plots.MARKERS[number]
+
+
+def test_each_series_has_its_own_line_in_order():
+    """Six methods in every figure of lines: the look of each, and no two alike."""
+    six = {f"m{i}": draws(i) ** 2 for i in range(6)}
+    table = {m: xr.Dataset({"mass": (("cutoff", "point"), v.values.mean((1, 2))[:, None])}, {"cutoff": CUTOFFS})
+             for m, v in six.items()}
+    shown = {
+        "loss": [c.lines[0] for c in plots.loss_along_flow(six).containers],
+        "mean": [c.lines[0] for c in plots.moments_along_flow(six).axes[0].containers],
+        "variance": [c.lines[0] for c in plots.moments_along_flow(six).axes[1].containers],
+        "coupling": [c.lines[0] for c in plots.coupling_along_flow(table, "mass").containers],
+        "stiff": [one for one in plots.stiff_fraction_along_flow(
+            {m: v.mean(("chain", "draw")) for m, v in six.items()}).lines if one.get_label() in six],
+    }
+    for name, lines in shown.items():
+        assert [(one.get_color(), dashes(one), one.get_marker()) for one in lines] == [
+            look(i) for i in range(6)], name
+    assert all(len({look(i)[part] for i in range(6)}) == 6 for part in range(3))
+    ax = plots.distribution({m: v.isel(cutoff=0) for m, v in six.items()})
+    curves = [one for one in ax.lines if len(one.get_xdata()) == 400]
+    assert [dashes(one) for one in curves] == [look(i)[1] for i in range(6)]
+    assert [str(p.get_linestyle()) for p in ax.patches] == [str(Patch(linestyle=one).get_linestyle())
+                                                            for one in plots.LINES]
+
+
+def test_a_figure_is_added_from_outside():
+    """One function under `run_figure` is among the figures of every run; None leaves it out of one."""
+    flow = xr.Dataset({"phi": draws().expand_dims({"point": 2, "output": 1}, (3, 4)), "loss": draws() ** 2,
+                       "diverged": (("chain", "draw"), np.arange(200).reshape(4, 50) == 3)},
+                      attrs={"characteristic_point": 1, "critical_scale": 0.4})
+    run = SimpleNamespace(flows={"a": flow}, flow=flow, data={}, name="a run", file=lambda name: Path("nowhere"))
+    seen = []
+
+    @plots.run_figure("mine")
+    def mine(view):
+        seen.append(view)
+        return Figure()
+
+    plots.run_figure("nothing")(lambda view: None)
+    try:
+        figures = plots.run_figures(run)
+    finally:
+        for name in ("mine", "nothing"):
+            del RUN_FIGURES[name]
+    assert list(figures) == ["phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "mine"]
+    assert seen[0].truth is None and seen[0].critical[0] == 0.4 and np.isnan(seen[0].phi["a"].values[:, 0, 3]).all()
+    assert "mine" not in plots.run_figures(run)
+
+
 def test_distribution_has_its_gaussian_and_the_truth():
     phi = draws(offset=3.0).isel(cutoff=0)
     ax = plots.distribution({"main": phi, "other": phi + 1}, truth=2.5, title="T")
@@ -161,5 +225,21 @@ def test_what_cannot_be_drawn():
         plots.moments_along_flow(draws().expand_dims(point=3))
     with pytest.raises(ValueError, match="no cutoff above 0"):
         plots.loss_along_flow(draws().isel(cutoff=[0]))
-    with pytest.raises(ValueError, match="1 finite draws of 3"):
+    with pytest.raises(ValueError, match=r"1 finite draws \(with finite squares\) of 3"):
         plots.distribution([np.nan, 1.0, np.inf])
+    couplings = xr.Dataset({"mass": (("cutoff", "point"), np.full((5, 1), np.nan))}, {"cutoff": CUTOFFS})
+    with pytest.raises(ValueError, match="'mass' of the couplings at point 0 is finite at no cutoff"):
+        plots.coupling_along_flow(couplings, "mass")
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_too_large_are_named_and_not_an_empty_plot():
+    huge = draws()
+    huge[2] = 1e200
+    for call in (plots.loss_along_flow, plots.moments_along_flow, lambda p: plots.distribution(p.isel(cutoff=2))):
+        with pytest.raises(ValueError, match=r"200 draws of .* 1e\+200 at Λ = 0.1|0 finite draws \(with finite sq"):
+            call(huge)
+    some = draws()
+    some[3, 1, 7] = 1e200
+    ax = plots.loss_along_flow(some**2)
+    assert any("199 draws, 1 left out" in t.get_text() for t in ax.get_legend().get_texts())
