@@ -116,5 +116,5 @@ def gaussianity(phi: Any, *, reference: float | None = None, alpha: float = 0.01
         return {"skewness": k.k3[..., 0, 0, 0] / variance**1.5, "kurtosis": k.k4[..., 0, 0, 0, 0] / variance**2}
 
     value, sem, _ = k.jackknife(shape)
-    return Gaussianity(float(fit.pvalue), *(float(part[n]) for n in ("skewness", "kurtosis") for part in (value, sem)),
-                       len(values), alpha, reference)
+    skewness, kurtosis = ((float(value[n]), float(sem[n])) for n in ("skewness", "kurtosis"))
+    return Gaussianity(float(fit.pvalue), *skewness, *kurtosis, len(values), alpha, reference)
