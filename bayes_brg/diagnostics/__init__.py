@@ -8,7 +8,6 @@ from .calibration import SBC, sbc
 from .compare import Comparison, compare
 from .convergence import Convergence, convergence
 from .distances import Distance, KolmogorovSmirnov, adjust, energy_distance, gaussian_wasserstein, kolmogorov_smirnov
-from .gaussianity import Gaussianity, gaussianity
 from .learning import learning_vs_flow
 from .scores import Scores, loo, scores
 
@@ -16,7 +15,6 @@ __all__ = [
     "Comparison",
     "Convergence",
     "Distance",
-    "Gaussianity",
     "KolmogorovSmirnov",
     "SBC",
     "Scores",
@@ -25,7 +23,6 @@ __all__ = [
     "convergence",
     "energy_distance",
     "gaussian_wasserstein",
-    "gaussianity",
     "kolmogorov_smirnov",
     "learning_vs_flow",
     "loo",

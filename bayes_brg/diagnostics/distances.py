@@ -97,10 +97,10 @@ def generator(key: Any) -> np.random.Generator:
 # -- draws ----------------------------------------------------------------------------------------------------
 
 
-def read(phi: Any, name: str, order: int = 2) -> Draws:
-    """Draws at one cutoff, at least two, whose powers up to `order` are finite."""
+def read(phi: Any, name: str) -> Draws:
+    """Draws at one cutoff, at least two."""
     try:
-        draws = read_draws(phi, 2, order)
+        draws = read_draws(phi, 2, 2)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if draws.cutoff is not None and len(draws.cutoff) > 1:

@@ -9,7 +9,7 @@ Okabe and Ito's, and every series also has its own line style and marker, so tha
 from .diagnostics import calibration_curve, comparison, learning_against_flow, rank_uniformity
 from .field import coupling_along_flow, couplings_along_flow, edgeworth_marginals
 from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow, stiff_fraction_along_flow
-from .runs import RunView, run_figure, run_figures, spectrum
+from .runs import run_figures, spectrum
 from .style import COLOURS, INK, LINES, MARKERS, STYLE, cutoff_axis
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "INK",
     "LINES",
     "MARKERS",
-    "RunView",
     "STYLE",
     "calibration_curve",
     "comparison",
@@ -31,7 +30,6 @@ __all__ = [
     "loss_along_flow",
     "moments_along_flow",
     "rank_uniformity",
-    "run_figure",
     "run_figures",
     "spectrum",
     "stiff_fraction_along_flow",

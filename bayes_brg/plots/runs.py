@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -63,98 +61,6 @@ def spectrum(metric: Any, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-class RunView(NamedTuple):
-    """What the figures of a run show, by method, the main one first; members that diverged are left out.
-
-    ``phi`` and ``loss`` are DataArrays (cutoff, chain, draw), φ at the characteristic input; ``critical`` is the main
-    method's (Λ_C, lower, upper), NaN where there is none; ``truth`` the true value of φ, or None.
-    """
-
-    run: Any
-    phi: dict[str, xr.DataArray]
-    loss: dict[str, xr.DataArray]
-    critical: tuple[float, float, float]
-    truth: float | None
-
-    @classmethod
-    def of(cls, run: Any) -> RunView:
-        kept = {method: flow.where(~flow["diverged"]) for method, flow in run.flows.items()}
-        main = run.flow.attrs
-        value, lower, upper = (main.get(k, np.nan) for k in ("critical_scale", "critical_scale_lower",
-                                                             "critical_scale_upper"))
-        return cls(run, {m: f["phi"].isel(point=f.attrs["characteristic_point"], output=0) for m, f in kept.items()},
-                   {m: f["loss"] for m, f in kept.items()}, (value, lower, upper),
-                   float(run.data["truth"].values[0]) if "truth" in run.data else None)
-
-
-RUN_FIGURES: dict[str, Callable[[RunView], Figure | None]] = {}
-
-
-def run_figure(name: str) -> Callable[[Callable[[RunView], Figure | None]], Callable[[RunView], Figure | None]]:
-    """Add a figure to those that every run keeps and its report shows.
-
-    Parameters
-    ----------
-    name : str
-        Of its files.
-
-    Examples
-    --------
-    >>> @run_figure("loss_of_members")
-    ... def loss_of_members(view):
-    ...     figure = Figure()
-    ...     loss = view.loss["ensemble"]
-    ...     figure.subplots().plot(loss["cutoff"], loss.stack(member=("chain", "draw")))
-    ...     return figure  # or None, where a run has nothing to show
-    """
-    def add(draw: Callable[[RunView], Figure | None]) -> Callable[[RunView], Figure | None]:
-        RUN_FIGURES[name] = draw
-        return draw
-
-    return add
-
-
-@run_figure("phi_before_flow")
-def _phi_before_flow(view: RunView) -> Figure:
-    figure = Figure(figsize=(5.8, 4.4), layout="constrained")
-    distribution({m: p.sel(cutoff=0) for m, p in view.phi.items()}, view.truth, ax=figure.subplots(),
-                 title=r"$\phi$ at the characteristic input, $\Lambda$ = 0")
-    return figure
-
-
-@run_figure("loss_along_flow")
-def _loss(view: RunView) -> Figure:
-    figure = Figure(figsize=(5.8, 4.4), layout="constrained")
-    loss_along_flow(view.loss, critical_scale=view.critical, ax=figure.subplots())
-    return figure
-
-
-@run_figure("phi_either_side")
-def _phi_either_side(view: RunView) -> Figure:
-    figure = Figure(figsize=(9.6, 7.8), layout="constrained")
-    axes = list(figure.subplots(2, 2).ravel())
-    return flow_distributions(view.phi, critical_scale=view.critical, truth=view.truth, axes=axes)
-
-
-@run_figure("phi_moments")
-def _phi_moments(view: RunView) -> Figure:
-    figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-    axes = list(figure.subplots(1, 2))
-    return moments_along_flow(view.phi, truth=view.truth, critical_scale=view.critical, axes=axes)
-
-
-def _field(names: Sequence[str], view: RunView) -> Figure | None:
-    if not view.run.file("couplings").is_file():
-        return None
-    rows, columns = (2, len(names) // 2) if len(names) > 3 else (1, len(names))
-    figure = Figure(figsize=(4.6 * columns, 3.3 * rows + 0.6), layout="constrained")
-    axes = list(figure.subplots(rows, columns).ravel())
-    return couplings_along_flow(view.run.couplings, names, critical_scale=view.critical, axes=axes)
-
-
-RUN_FIGURES |= {title: partial(_field, names) for title, names in FIELD_FIGURES.items()}
-
-
 def run_figures(run: Any) -> dict[str, Figure]:
     """The figures of a run: φ before the flow, loss along it, φ on either side of Λ_C, φ's mean and variance.
 
@@ -168,11 +74,31 @@ def run_figures(run: Any) -> dict[str, Figure]:
     dict of str to matplotlib Figure
         ``phi_before_flow``, ``loss_along_flow``, ``phi_either_side``, ``phi_moments``: the paper's figures 8 to 11,
         of the main method with the others beside it. Where the experiment measures them, ``field_cumulants`` and
-        ``field_couplings`` at the characteristic input. Then what `run_figure` has added.
+        ``field_couplings`` at the characteristic input.
     """
-    view = RunView.of(run)
+    kept = {method: flow.where(~flow["diverged"]) for method, flow in run.flows.items()}
+    phi = {m: f["phi"].isel(point=f.attrs["characteristic_point"], output=0) for m, f in kept.items()}
+    loss = {m: f["loss"] for m, f in kept.items()}
+    main = run.flow.attrs
+    critical = tuple(main.get(k, np.nan) for k in ("critical_scale", "critical_scale_lower", "critical_scale_upper"))
+    truth = float(run.data["truth"].values[0]) if "truth" in run.data else None
     with matplotlib.rc_context(STYLE):
-        figures = {name: figure for name, draw in RUN_FIGURES.items() if (figure := draw(view)) is not None}
+        before, loss_figure = (Figure(figsize=(5.8, 4.4), layout="constrained") for _ in range(2))
+        either = Figure(figsize=(9.6, 7.8), layout="constrained")
+        moments = Figure(figsize=(9.6, 3.9), layout="constrained")
+        distribution({m: p.sel(cutoff=0) for m, p in phi.items()}, truth, ax=before.subplots(),
+                     title=r"$\phi$ at the characteristic input, $\Lambda$ = 0")
+        loss_along_flow(loss, critical_scale=critical, ax=loss_figure.subplots())
+        flow_distributions(phi, critical_scale=critical, truth=truth, axes=list(either.subplots(2, 2).ravel()))
+        moments_along_flow(phi, truth=truth, critical_scale=critical, axes=list(moments.subplots(1, 2)))
+        figures = {"phi_before_flow": before, "loss_along_flow": loss_figure, "phi_either_side": either,
+                   "phi_moments": moments}
+        if run.file("couplings").is_file():
+            for title, names in FIELD_FIGURES.items():
+                rows, columns = (2, len(names) // 2) if len(names) > 3 else (1, len(names))
+                figures[title] = Figure(figsize=(4.6 * columns, 3.3 * rows + 0.6), layout="constrained")
+                couplings_along_flow(run.couplings, names, critical_scale=critical,
+                                     axes=list(figures[title].subplots(rows, columns).ravel()))
     for figure in figures.values():
         figure.suptitle(run.name, x=0.01, ha="left", fontsize=9, color="#777777")
     return figures

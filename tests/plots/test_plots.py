@@ -1,8 +1,5 @@
 """Figures show the numbers they are given, with their errors, and leave matplotlib as it was."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import jax
 import matplotlib
 import numpy as np
@@ -17,7 +14,6 @@ from matplotlib.patches import Patch
 import bayes_brg as brg
 from bayes_brg import plots
 from bayes_brg.flow.critical_scale import CriticalScale
-from bayes_brg.plots.runs import RUN_FIGURES
 from bayes_brg.plots.style import _power
 
 CUTOFFS = np.array([0, 0.01, 0.1, 1, 10])
@@ -129,30 +125,6 @@ def test_each_series_has_its_own_line_in_order():
                                                             for one in plots.LINES]
 
 
-def test_a_figure_is_added_from_outside():
-    """One function under `run_figure` is among the figures of every run; None leaves it out of one."""
-    flow = xr.Dataset({"phi": draws().expand_dims({"point": 2, "output": 1}, (3, 4)), "loss": draws() ** 2,
-                       "diverged": (("chain", "draw"), np.arange(200).reshape(4, 50) == 3)},
-                      attrs={"characteristic_point": 1, "critical_scale": 0.4})
-    run = SimpleNamespace(flows={"a": flow}, flow=flow, data={}, name="a run", file=lambda name: Path("nowhere"))
-    seen = []
-
-    @plots.run_figure("mine")
-    def mine(view):
-        seen.append(view)
-        return Figure()
-
-    plots.run_figure("nothing")(lambda view: None)
-    try:
-        figures = plots.run_figures(run)
-    finally:
-        for name in ("mine", "nothing"):
-            del RUN_FIGURES[name]
-    assert list(figures) == ["phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "mine"]
-    assert seen[0].truth is None and seen[0].critical[0] == 0.4 and np.isnan(seen[0].phi["a"].values[:, 0, 3]).all()
-    assert "mine" not in plots.run_figures(run)
-
-
 def test_distribution_has_its_gaussian_and_the_truth():
     phi = draws(offset=3.0).isel(cutoff=0)
     ax = plots.distribution({"main": phi, "other": phi + 1}, truth=2.5, title="T")
@@ -214,6 +186,9 @@ def test_spectrum_tells_sites_apart_and_counts_directions():
     shown = next(one for one in ax.lines if "w2 (9)" in one.get_label())
     np.testing.assert_allclose(shown.get_ydata(), np.median(
         -np.sort(-np.asarray(metric.stiffness["w2"]).reshape(4, 9), axis=1), axis=0))
+    for number, one in enumerate(ax.lines):
+        line = number + number // 6  # a seventh site has the first one's colour and another's line
+        assert (one.get_color(), dashes(one)) == (plots.COLOURS[number % 6], look(line % 6)[1])
     full = plots.spectrum(brg.fisher(net, post, x, "full", progress_bar=False))
     assert full.lines[0].get_label() == "eigenvalues (4 of 37)"  # four data, 37 parameters
 
