@@ -1,7 +1,8 @@
 """The output of a network as a field: cumulants, densities, the action, deformed priors."""
 
-from .action import Action, action, running_couplings
+from .action import Action
 from .correlators import block_cumulants, cumulants, log_generating_functional, moments
+from .couplings import action, running_couplings
 from .cumulants import Cumulants
 from .deform import Deformed, ImportanceWeights, deform, importance_weights
 from .edgeworth import edgeworth_logpdf, edgeworth_marginal, edgeworth_pdf, edgeworth_report

@@ -12,8 +12,8 @@ import xarray as xr
 from scipy import stats
 
 from ..core.jackknife import block_jackknife
-from ..field.action import running_couplings
 from ..field.correlators import cumulants
+from ..field.couplings import running_couplings
 from ..flow.critical_scale import critical_scale
 from ..flow.flow import Flow
 from ..model.bound import bind

@@ -11,8 +11,9 @@ from oracles_fields import covariance, hermite_contraction, outer, phi4, symmetr
 from scipy import stats
 
 from bayes_brg.field import symmetric_tensors
-from bayes_brg.field.action import Action, _bias_share, action, running_couplings
+from bayes_brg.field.action import Action
 from bayes_brg.field.correlators import cumulants
+from bayes_brg.field.couplings import action, bias_share, running_couplings
 from bayes_brg.field.cumulants import Cumulants
 from bayes_brg.field.edgeworth import edgeworth_logpdf, edgeworth_marginal, edgeworth_pdf, edgeworth_report
 
@@ -266,7 +267,7 @@ def test_bias_correction_of_the_inverse_is_exact(num_samples, num_points, num_bl
         return (t - known) / (t - num_points - 1 - known)
 
     x = np.random.default_rng(0).normal(size=(num_samples, num_points))
-    share = _bias_share(cumulants(x, order=2, num_blocks=num_blocks, zero_mean=zero_mean))
+    share = bias_share(cumulants(x, order=2, num_blocks=num_blocks, zero_mean=zero_mean))
     left = num_samples - num_samples // num_blocks
     bias = (num_blocks - 1) * (factor(left) - factor(num_samples))
     assert factor(num_samples) - share * bias == pytest.approx(1, abs=1e-12)
@@ -401,6 +402,36 @@ def test_running_couplings(flow_cumulants):
     for name in ("effective_quartic", "effective_cubic", "kurtosis", "skewness"):
         assert running_couplings(scaled)[name].item() == pytest.approx(alone[name].item())
     assert "quartic_sem" not in alone
+
+
+def test_changes_along_a_flow_have_paired_errors():
+    """A field that keeps its draws from scale to scale: over 200 samples of 400 draws the quoted error of the change
+    is its scatter (the root mean square of 200 is known to 5 %, the jackknife of 64 blocks to 1 % on average; 4
+    standard errors allowed), and well below that of two independent terms."""
+    changes, quoted, unpaired = [], [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        z, extra = rng.normal(size=(2, 400, 1))
+        phi = xr.DataArray(np.stack([z, 1.1 * z + 0.2 * extra]), dims=("cutoff", "sample", "point"),
+                           coords={"cutoff": [0.0, 1.0]})
+        table = running_couplings(cumulants(phi, order=2))
+        one = table.isel(cutoff=1, point=0)
+        changes.append(float(one["variance_change"]))
+        quoted.append(float(one["variance_change_sem"]))
+        unpaired.append(np.hypot(*table["variance_sem"].values[:, 0]))
+    first = table.isel(cutoff=0, point=0)
+    assert first["mass_change"] == 0 and first["mass_change_sem"] == 0
+    assert float(one["variance_change"]) == pytest.approx(float(one["variance"] - first["variance"]))
+    assert np.sqrt(np.mean(np.square(quoted))) == pytest.approx(np.std(changes), rel=0.2)
+    assert np.mean(changes) == pytest.approx(0.25, abs=4 * np.std(changes) / np.sqrt(200))
+    assert np.mean(quoted) < 0.5 * np.mean(unpaired)
+    single = running_couplings(cumulants(phi.isel(cutoff=1, drop=True), order=2))
+    assert "variance_change" not in single
+
+
+def test_couplings_that_leave_float64_are_refused():
+    with pytest.raises(ValueError, match=r"coupling of the action leaves float64: k2 is up to 1e-160; scale the field"):
+        action(Cumulants(k2=1e-160 * np.eye(1), k4=np.ones((1,) * 4)))
 
 
 # --- what is refused
