@@ -343,7 +343,8 @@ def _row(part: Cumulants, replicates: dict[str, np.ndarray], first: dict[str, np
     """One scale of the table: values less their bias, errors, and paired differences from the first scale."""
     if part.blocks is None:
         return {n: v[0] for n, v in replicates.items()}
-    sizes, share, row = part.blocks.count, bias_share(part), {}
+    sizes, share = part.blocks.count, bias_share(part)
+    row: dict[str, np.ndarray] = {}
     for name, values in replicates.items():
         for label, numbers in ((name, values), (f"{name}_change", values - first[name] if first else None)):
             if numbers is not None:
