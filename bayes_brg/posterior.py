@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .core.arrays import check_array
 from .core.batching import as_chains, default_chunk, map_draws
 from .core.checks import check_count, check_inputs, check_key, num_points
 from .core.keys import name_key
@@ -49,15 +50,17 @@ class Posterior:
         if not self.samples:
             raise ValueError("a Posterior needs at least one site: samples={name: array (chain, draw, ...)}")
         lead = None
-        for name, array in self.samples.items():
-            shape = tuple(np.shape(array))
+        samples = {name: check_array(array, f"samples[{name!r}]", finite=False, axes=(0, 1))
+                   for name, array in self.samples.items()}
+        for name, array in samples.items():
+            shape = array.shape
             if len(shape) < 2:
                 raise ValueError(f"site {name!r} has shape {shape}; draws need leading axes (chain, draw): "
                                  "write array[None] for one chain")
             if lead is not None and shape[:2] != lead:
                 raise ValueError(f"site {name!r} has (chain, draw) = {shape[:2]}, the others {lead}")
             lead = shape[:2]
-        object.__setattr__(self, "samples", dict(self.samples))
+        object.__setattr__(self, "samples", samples)
         trained = tuple(self.trained) or tuple(self.samples)
         unknown = [t for t in trained if t not in self.samples]
         if unknown:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arrays import check_array
+
 
 def check_key(key: Any, name: str = "key") -> jax.Array:
     """Return `key` if it is one JAX random key, else say how to make one."""
@@ -21,58 +23,28 @@ def check_key(key: Any, name: str = "key") -> jax.Array:
     raise TypeError(f"{name} must be one JAX random key, got {key!r}; make one with jax.random.key(0)")
 
 
-def check_finite(array: Any, name: str) -> np.ndarray:
-    """Return `array` as NumPy if every entry is a finite number; else name the first that is not."""
-    try:
-        values = np.asarray(array)
-    except Exception as error:
-        raise TypeError(f"{name} is not an array: {error}") from None
-    if values.dtype.kind not in "fiub":
-        raise TypeError(
-            f"{name} must hold real numbers, got dtype {values.dtype}; convert text or objects to numbers first"
-        )
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        bad = np.argwhere(~np.isfinite(values))
-        index = ", ".join(str(i) for i in bad[0])
-        raise ValueError(
-            f"{name}[{index}] is {values[tuple(bad[0])]} ({len(bad)} non-finite of {values.size}); "
-            "remove or impute such entries"
-        )
-    return values
-
-
-def _jax_array(array: Any) -> jax.Array:
-    """`array` itself where it is JAX's already: asarray would cost as much as a small network's forward pass."""
-    return array if isinstance(array, jax.Array) else jnp.asarray(np.asarray(array))
-
-
-def _from_lists(values: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except ValueError:
-        raise ValueError(f"{name} is a list whose rows differ in length; pass an array (n, dim)") from None
-
-
 def check_inputs(x: Any, name: str = "x") -> Any:
     """Check network inputs: finite, first axis the datum. A pytree is checked leaf by leaf.
 
-    Lists of numbers are one array.
+    Lists of numbers, and DataFrames, are one array.
     """
-    leaves, treedef = jax.tree.flatten(x)
-    if isinstance(x, (list, tuple)) and leaves and all(np.ndim(leaf) == 0 for leaf in leaves):
-        leaves, treedef = [_from_lists(x, name)], jax.tree.structure(0)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(x)
+    if isinstance(x, (list, tuple)) and leaves and all(np.ndim(leaf) == 0 for _, leaf in leaves):
+        leaves, treedef = [((), x)], jax.tree.structure(0)
     if not leaves:
         raise ValueError(f"{name} is empty; pass an array whose first axis runs over data points")
-    arrays = [check_finite(leaf, name) for leaf in leaves]
+    arrays = [check_array(leaf, name + jax.tree_util.keystr(path)) for path, leaf in leaves]
     for array in arrays:
         if array.ndim == 0:
             raise ValueError(f"{name} is a scalar; pass an array whose first axis runs over data points")
         if array.shape[0] == 0:
             raise ValueError(f"{name} has no data points: shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name} has no columns: shape {array.shape}")
         if array.shape[0] != arrays[0].shape[0]:
             raise ValueError(f"{name}: leaves disagree on the number of data points: "
                              f"{[a.shape for a in arrays]}")
-    return jax.tree.unflatten(treedef, [_jax_array(a) for a in leaves])
+    return jax.tree.unflatten(treedef, arrays)
 
 
 def check_like(x: Any, probe: Any) -> None:
@@ -91,11 +63,11 @@ def check_like(x: Any, probe: Any) -> None:
 def check_data(x: Any, y: Any) -> tuple[Any, jax.Array]:
     """Check inputs and targets: finite, and as many targets as inputs."""
     x = check_inputs(x, "x")
-    y = check_finite(y, "y")
+    y = check_array(y, "y")
     n = num_points(x)
     if y.ndim == 0 or y.shape[0] != n:
         raise ValueError(f"y has shape {y.shape} but x has {n} data points; the first axis of both is the datum")
-    return x, jnp.asarray(y)
+    return x, y
 
 
 def num_points(x: Any) -> int:

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import xarray as xr
 from scipy import special
 
+from ..core.arrays import check_floats, read_array
 from ..core.batching import default_chunk, map_draws
 from ..core.checks import check_count, check_data, num_points
 from ..core.jackknife import block_jackknife
@@ -307,7 +308,7 @@ def _name_infinite(dataset: xr.Dataset, name: str, y: Any) -> None:
 def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,
                   method: str = "") -> Scores:
     """`scores` from outputs φ (draw, n, outputs) that are already there, under a `Likelihood`."""
-    phi = np.asarray(phi)
+    phi = np.asarray(read_array(phi, "phi", finite=False))
     targets = likelihood.targets(y, phi.shape[-1])
     law = predictive_of_phi(likelihood, phi, targets, jax.random.key(0))
     ll = law.pop("log_likelihood")
@@ -319,7 +320,7 @@ def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins:
 
 def check_levels(levels: Any) -> list[float]:
     """Probabilities of intervals, one or several, as a list."""
-    found = np.atleast_1d(np.asarray(levels, float)).tolist()
+    found = np.atleast_1d(check_floats(levels, "levels", finite=False)).tolist()
     if not found:
         raise ValueError("levels must be one probability or several, got none")
     for level in found:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import read_array
 from . import symmetric_tensors
 from .cumulants import along_cutoffs, cholesky, described, pytree
 
@@ -96,7 +97,7 @@ class Action:
         num_points = self.mean.shape[-1]
         traced = symmetric_tensors.namespace(phi, self.quadratic) is jnp
         xp: Any = jnp if traced or isinstance(phi, jax.Array) else np
-        phi = xp.asarray(phi, dtype=np.float64 if xp is np else None)
+        phi = xp.asarray(read_array(phi, "phi", finite=False), dtype=np.float64 if xp is np else None)
         if phi.ndim < 1 or phi.shape[-1] != num_points:
             raise ValueError(f"phi has shape {phi.shape}; its last axis must be the {num_points} points")
         powers = 3 if self.sextic is not None else 2

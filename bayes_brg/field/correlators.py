@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.arrays import check_floats
 from ..core.jackknife import jackknife
 from . import symmetric_tensors
 from .cumulants import (
@@ -179,7 +180,7 @@ def _wanted(indices: Any, num_points: int, order: int) -> tuple:
 
 def _read_weights(weights: Any, draws: Draws, least: int) -> np.ndarray:
     """Weights of the pooled samples, scaled to add up to the effective number of draws."""
-    weight = np.asarray(weights, dtype=np.float64)
+    weight = check_floats(weights, "weights", finite=False)
     shape = draws.values.shape[1:3]
     if weight.shape not in (shape, (draws.num_samples,)):
         raise ValueError(f"weights has shape {weight.shape}; expected {(draws.num_samples,)} or (chain, draw) {shape}")

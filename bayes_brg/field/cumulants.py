@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.arrays import check_floats
 from ..core.jackknife import Jackknife
 from . import symmetric_tensors
 from .symmetric_tensors import Index, Sums
@@ -143,8 +144,8 @@ class Cumulants:
 
     def __post_init__(self) -> None:
         for name in RANKS:
-            if isinstance(getattr(self, name), (list, tuple)):
-                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+            if isinstance(getattr(self, name), (list, tuple, np.ndarray)):
+                object.__setattr__(self, name, check_floats(getattr(self, name), name, finite=False))
         if self.mean is None and hasattr(self.k2, "shape"):
             object.__setattr__(self, "mean", np.zeros(self.k2.shape[:-1]))
 
@@ -377,11 +378,9 @@ def least_samples(order: int, zero_mean: bool) -> int:
 
 def read_sources(J: Any, num_points: int) -> np.ndarray:
     """Sources as finite float64 (source, point)."""
-    source = np.asarray(J, dtype=np.float64)
+    source = check_floats(J, "J")
     if source.ndim < 1 or source.shape[-1] != num_points:
         raise ValueError(f"J has shape {source.shape}; its last axis must be the {num_points} mesh points")
-    if not np.isfinite(source).all():
-        raise ValueError(f"J is not finite at {tuple(int(i[0]) for i in np.nonzero(~np.isfinite(source)))}")
     return source.reshape(-1, num_points)
 
 

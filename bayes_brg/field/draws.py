@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from ..core.arrays import check_floats, read_array
+
 _DIMS = ("cutoff", "chain", "draw", "point", "output")
 _BLOCKS = 64  # a standard error from B blocks is itself known to 1/sqrt(2(B-1)): 9 % here
 _FEW_BLOCKS = 8
@@ -48,9 +50,7 @@ def read_draws(phi: Any, least: int = 1, order: int = 1) -> Draws:
     if isinstance(phi, xr.DataArray):
         draws = _from_dataarray(phi)
     else:
-        array = np.asarray(phi)
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"phi has dtype {array.dtype}; real field values are needed")
+        array = np.asarray(read_array(phi, "phi", finite=False))
         if array.ndim == 2:
             draws = Draws(array[None, None], None, None, False)
         elif array.ndim == 4:  # what predict returns
@@ -102,7 +102,7 @@ def _from_dataarray(phi: xr.DataArray) -> Draws:
     if correlated == ("sample" in phi.dims) or ("chain" in phi.dims and not correlated):
         raise ValueError(f"phi has dims {phi.dims}; give either 'sample', or 'draw' with or without 'chain'")
     independent = not correlated or bool(phi.attrs.get("independent", False))
-    cutoff = np.asarray(phi["cutoff"].values) if "cutoff" in phi.dims else None
+    cutoff = check_floats(phi["cutoff"].values, "cutoff", finite=False) if "cutoff" in phi.dims else None
     if not correlated:
         phi = phi.rename(sample="draw")
     phi = phi.expand_dims([d for d in _DIMS if d not in phi.dims]).transpose(*_DIMS)
@@ -114,7 +114,8 @@ def _from_dataarray(phi: xr.DataArray) -> Draws:
     labels = tuple(names("point"))
     if phi.sizes["output"] > 1:
         labels = _labels(names("point"), names("output"))
-    return Draws(phi.values.reshape(*phi.shape[:3], -1), cutoff, labels, not independent)
+    values = np.asarray(read_array(phi.values, "phi", finite=False))
+    return Draws(values.reshape(*phi.shape[:3], -1), cutoff, labels, not independent)
 
 
 def autocorrelation_time(series: np.ndarray) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import ndtr
 
+from ..core.arrays import check_floats, read_array
 from . import symmetric_tensors
 from .cumulants import Cumulants, cholesky, field_tensors
 
@@ -46,7 +47,7 @@ def _expansion(phi: Any, k: Cumulants, order: int) -> tuple[Any, Any, Any]:
         raise ValueError(f"k2 has shape {t['k2'].shape}; index the cutoff first, k[i]")
     traced = symmetric_tensors.namespace(t, phi) is jnp
     xp: Any = jnp if traced or isinstance(phi, jax.Array) else np
-    phi = xp.asarray(phi)
+    phi = xp.asarray(read_array(phi, "phi", finite=False))
     if phi.ndim < 1 or phi.shape[-1] != num_points:
         raise ValueError(f"phi has shape {phi.shape}; its last axis must be the {num_points} points of k")
     if xp is np:
@@ -172,7 +173,7 @@ def edgeworth_marginal(
         steps = np.linspace(-width, width, num)
         axes = [m + np.sqrt(part.k2[i, i]) * steps for i, m in enumerate(part.mean)]
     else:
-        axes = [np.asarray(g, dtype=np.float64) for g in ([grid] if part.num_points == 1 else grid)]
+        axes = [check_floats(g, "grid") for g in ([grid] if part.num_points == 1 else grid)]
     mesh = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     dims = ("phi", "phi2")[: part.num_points]
     density = np.asarray(edgeworth_pdf(mesh, part, order))
@@ -229,7 +230,7 @@ def edgeworth_report(
         lower, _ = cholesky(np.asarray(k.k2, dtype=np.float64))
         noise = np.asarray(jax.random.normal(key, (num_draws, k.num_points)), dtype=np.float64)
         phi = np.asarray(k.mean) + noise @ lower.T
-    _, _, correction = _expansion(np.asarray(phi), k, order)
+    _, _, correction = _expansion(check_floats(phi, "phi", finite=False), k, order)
     bad = np.asarray(correction).reshape(-1) < -1
     fraction = float(bad.mean())
     lines = [_negative_line(k.at(i), order) for i in range(k.num_points)]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import read_array
 from . import symmetric_tensors
 from .cumulants import BlockSums, Cumulants, check_order, estimate, least_samples, pytree
 from .symmetric_tensors import Sums
@@ -67,9 +68,7 @@ class Moments:
     def update(self, batch: Any) -> Moments:
         """With the samples of ``batch``, (sample, point), added."""
         jax_batch = isinstance(batch, jax.Array)
-        batch = batch if jax_batch else np.asarray(batch)
-        if batch.dtype.kind == "c":
-            raise ValueError(f"batch has dtype {batch.dtype}; real field values are needed")
+        batch = read_array(batch, "batch", finite=False)
         if batch.ndim != 2 or batch.shape[1] != self.num_points:
             raise ValueError(f"batch has shape {batch.shape}; expected (sample, {self.num_points})")
         if not len(batch):

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import check_floats
 from ..core.checks import check_choice, check_count
 from ..metric.metric import Metric
 
@@ -49,13 +50,9 @@ def cutoffs(metric: Metric, num: int = 25, spacing: str = "log") -> np.ndarray:
 
 def check_cutoffs(values: Any) -> np.ndarray:
     """Refuse cutoffs that are not increasing numbers of at least 0."""
-    try:
-        read = None if values is None else np.atleast_1d(np.asarray(values)).astype(np.float64)
-    except (TypeError, ValueError):
-        read = None
-    if read is None:
+    if values is None or isinstance(values, (str, bytes)):
         raise TypeError(f"cutoffs must be a list of numbers, got {values!r}; brg.cutoffs(metric) makes one")
-    values = read
+    values = np.atleast_1d(check_floats(values, "cutoffs", finite=False))
     if values.ndim != 1 or not values.size:
         raise ValueError(f"cutoffs must be a list of numbers, got shape {values.shape}")
     if np.isnan(values).any():

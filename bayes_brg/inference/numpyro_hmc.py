@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.hmc import hmc as numpyro_hmc
 
+from ..core.arrays import check_array
 from ..core.checks import check_count, check_positive
 from ..posterior import Posterior
 from .chains import BLOCK, run_chains
@@ -240,7 +241,8 @@ def _variances(target: Target, inverse_mass: Any, x, y, chains: int) -> dict[str
             if s not in inverse_mass:
                 raise ValueError(f"inverse_mass lacks the site {s!r}; it has {', '.join(inverse_mass)}")
             shape = target.bound.site(s).shape
-            found[s] = jnp.broadcast_to(jnp.asarray(inverse_mass[s], float), shape) / scales[s] ** 2
+            variance = check_array(inverse_mass[s], f"inverse_mass[{s!r}]", axes=())
+            found[s] = jnp.broadcast_to(variance, shape) / scales[s] ** 2
     else:
         raise TypeError(f"inverse_mass must be a Posterior or a dict of variances, got {type(inverse_mass).__name__}")
     for s, v in found.items():

@@ -21,6 +21,7 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.util import constrain_fn, get_transforms, potential_energy, unconstrain_fn
 
+from ..core.arrays import check_array
 from ..core.checks import check_choice, check_count, check_data, check_key
 from ..core.keys import name_key
 from ..model.bound import BoundModel, NamedSeed, bind, unwrap
@@ -266,7 +267,7 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
             shape = bound.site(s).shape
             if s not in init:
                 raise ValueError(f"init lacks the site {s!r}; it has {', '.join(init)}")
-            value = jnp.asarray(init[s])
+            value = check_array(init[s], f"init[{s!r}]", axes=())
             if value.shape not in (shape, (count, *shape)):
                 raise ValueError(f"init[{s!r}] has shape {value.shape}; expected {shape}, or {(count, *shape)} for "
                                  f"one point a chain")

@@ -110,7 +110,7 @@ def posterior_from_datasets(posterior: xr.Dataset, sample_stats: xr.Dataset | No
         if "chain" not in variable.dims or "draw" not in variable.dims:
             raise ValueError(f"posterior variable {name!r} has dims {variable.dims}; draws need 'chain' and 'draw'")
         site = variable.attrs.get("site") or unescape(str(name))
-        samples[site] = jnp.asarray(variable.transpose("chain", "draw", ...).values)
+        samples[site] = variable.transpose("chain", "draw", ...).values
     if not samples:
         raise ValueError("the posterior group holds no site; its variables are "
                          f"{', '.join(map(str, posterior.data_vars)) or 'none'}")

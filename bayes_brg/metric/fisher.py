@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import check_array
 from ..core.batching import default_chunk, map_draws
-from ..core.checks import check_choice, check_count, check_finite, check_inputs, check_key, num_points
+from ..core.checks import check_choice, check_count, check_inputs, check_key, num_points
 from ..core.keys import name_key
 from ..model.bound import BoundModel, Params, bind, unwrap
 from ..posterior import Posterior, diverged, work
@@ -214,7 +215,7 @@ def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[P
         if not isinstance(at, dict):
             raise TypeError(f"at must be 'draw', 'mean', 'map' or a dict of site to array, got {type(at).__name__}")
         bound.check_params(at, "at", lead=0)
-        given = {s: at[s] if isinstance(at[s], jax.Array) else jnp.asarray(at[s]) for s in bound.names}
+        given = {s: check_array(at[s], f"at[{s!r}]", finite=False, axes=()) for s in bound.names}
         whole = {s for s, v in given.items() if not jnp.issubdtype(v.dtype, jnp.floating)}  # nothing to differentiate
         return {s: v.astype(float) if s in whole and not bound.site(s).discrete else v for s, v in given.items()}, None
     check_choice(at, "at", ("draw", "mean", "map"))
@@ -236,7 +237,7 @@ def _labels(bound: BoundModel, y: Any, params: Params, x: Any) -> jax.Array:
     if y is None:
         raise ValueError("estimator='empirical' is made of the observed labels: pass y=; for the Fisher metric itself "
                          "use estimator='exact', which needs none")
-    y = bound.targets(check_finite(y, "y"))
+    y = bound.targets(check_array(y, "y"))
     if y.shape[:1] != (num_points(x),):
         raise ValueError(f"y has shape {y.shape} but x has {num_points(x)} data points")
     shape = jax.eval_shape(lambda p: jnp.zeros(bound.distribution(p, x).shape()), params).shape

@@ -19,6 +19,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.inspect import get_dependencies
 
+from ..core.arrays import check_array
 from ..core.checks import check_inputs, num_points
 from ..core.keys import name_key
 from .likelihoods import Likelihood
@@ -207,7 +208,7 @@ class BoundModel:
     # -- targets, structure -------------------------------------------------------------------------------
     def targets(self, y: Any, outputs: int | None = None) -> jax.Array:
         """Bring targets to the observed site's shape. General models say for themselves what they accept."""
-        return jnp.asarray(y)
+        return check_array(y, "y", finite=False)
 
     def check_params(self, samples: Mapping, source: str, lead: int = 2) -> None:
         """Refuse draws whose sites or shapes are not the model's."""

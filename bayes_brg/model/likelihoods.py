@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from ..core.arrays import check_array
 from ..core.checks import check_positive
 
 __all__ = ["Likelihood", "bernoulli", "categorical", "gaussian", "poisson"]
@@ -55,7 +56,7 @@ class Likelihood:
         ValueError
             If the shape disagrees with `outputs`, or (for concrete arrays) a value lies outside the support.
         """
-        y = jnp.asarray(y)
+        y = check_array(y, "y", finite=False)
         if self.name == "categorical":
             if y.ndim == 2 and y.shape[1] == 1:
                 y = y[:, 0]

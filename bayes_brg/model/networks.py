@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from ..core.arrays import check_array
 from ..core.checks import check_choice, check_count, check_positive
 from ..core.keys import name_key
 from .bound import BoundModel, Params, Site
@@ -110,7 +111,7 @@ class Network:
         return numpyro.sample(OBSERVED, self.likelihood.distribution(phi), obs=y)
 
     def _check_x(self, x: jax.Array) -> jax.Array:
-        x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+        x = x if isinstance(x, jax.Array) else check_array(x, "x", finite=False)
         if x.ndim != 2:
             raise ValueError(f"x has shape {x.shape}; a network takes (n, dim): write x[:, None] for one coordinate "
                              "or x[None] for one point")

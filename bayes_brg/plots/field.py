@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..core.arrays import check_floats
 from ..field.correlators import cumulants
 from ..field.draws import read_draws
 from ..field.edgeworth import edgeworth_pdf
@@ -167,7 +168,7 @@ def edgeworth_marginals(phi: Any, k: Any = None, points: Sequence[int] | None = 
     if len(read.values) > 1:
         raise ValueError(f"phi has {len(read.values)} cutoffs; take one of them, phi.isel(cutoff=i)")
     draws = np.asarray(read.pooled(0), dtype=float)
-    weight = np.ones(len(draws)) if weights is None else np.ravel(np.asarray(weights, dtype=float))
+    weight = np.ones(len(draws)) if weights is None else np.ravel(check_floats(weights, "weights"))
     if len(weight) != len(draws):
         raise ValueError(f"{len(weight)} weights for {len(draws)} draws; give one for each")
     weight = weight / weight.sum()

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import stats
 
+from ..core.arrays import check_floats
 from ..core.jackknife import block_jackknife
 from ..field.draws import largest
 from .style import (
@@ -64,7 +65,8 @@ def distribution(phi: Any, truth: float | None = None, *, ax: Axes | None = None
         x is φ in its own units, y the probability density per unit of φ.
     """
     ax = _axes(ax)
-    series = {label: np.ravel(np.asarray(draws, dtype=float)) for label, draws in _by_label(phi).items()}
+    series = {label: np.ravel(check_floats(draws, label or "phi", finite=False))
+              for label, draws in _by_label(phi).items()}
     finite = {label: draws[np.abs(draws) <= largest(2)] for label, draws in series.items()}
     for label, draws in finite.items():
         if draws.size < 2:

@@ -41,9 +41,9 @@ class Data:
 
     def __post_init__(self):
         for inputs, targets in (("x", "y"), ("x_test", "y_test")):
-            x, _ = check_data(getattr(self, inputs), getattr(self, targets))
-            if isinstance(getattr(self, inputs), (list, tuple)) and isinstance(x, jax.Array):  # rows in a list
-                object.__setattr__(self, inputs, x)
+            x, y = check_data(getattr(self, inputs), getattr(self, targets))
+            object.__setattr__(self, inputs, x)
+            object.__setattr__(self, targets, y)
 
     def outputs_at(self) -> tuple[Any, int]:
         """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""

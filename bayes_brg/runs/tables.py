@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from ..core.arrays import check_floats, read_array
 from ..core.checks import check_key
 from ..diagnostics.scores import scores
 from ..inference.approximations import map_estimate
@@ -51,7 +52,7 @@ class Table:
     classes: tuple = ()
 
     def __post_init__(self):
-        x, y = np.asarray(self.x, float), np.asarray(self.y)
+        x, y = check_floats(self.x, "x", finite=False), np.asarray(read_array(self.y, "y", finite=False))
         if x.ndim != 2 or y.shape != (len(x),):
             raise ValueError(f"a table needs inputs (n, dim) and targets (n,), got {x.shape} and {y.shape}")
         object.__setattr__(self, "columns", tuple(self.columns) or tuple(f"x{i}" for i in range(x.shape[1])))

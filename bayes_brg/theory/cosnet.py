@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from ..core.arrays import check_floats
 from .infinite_width import finite_width_kappa4
 
 _DIMENSIONS = (1, 2, 3)
@@ -22,7 +23,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 def _positive(**values):
     for name, value in values.items():
-        array = np.asarray(value, dtype=np.float64)
+        array = check_floats(value, name, finite=False)
         if np.isnan(array).any() or not (array > 0).all():
             raise ValueError(f"{name} must be positive, got {value}")
 
@@ -36,8 +37,8 @@ def _check_dim(dim, known=None):
 
 
 def _distances(r):
-    r = np.asarray(r, dtype=np.float64)
-    if not np.isfinite(r).all() or (r < 0).any():
+    r = check_floats(r, "r")
+    if (r < 0).any():
         raise ValueError("r must hold finite distances ≥ 0")
     return r
 
@@ -161,7 +162,7 @@ def cosnet_covariance(r, *, dim: int, mass: float, radius: float, weight_var: fl
 
 
 def _check_variance(weight_var):
-    value = np.asarray(weight_var, dtype=np.float64)
+    value = check_floats(weight_var, "weight_var", finite=False)
     if not np.isfinite(value).all() or (value < 0).any():
         raise ValueError(f"weight_var is a variance and must be finite and ≥ 0, got {weight_var}")
 
@@ -170,7 +171,7 @@ def cosnet_spectrum(p, *, dim: int, mass: float, radius: float, weight_var: floa
     """Σ(p) = C_d σ_w²/(p² + m²) for |p| < R, 0 beyond (81); p (...) are moduli, inverse lengths."""
     _positive(mass=mass)
     _check_variance(weight_var)
-    p = np.asarray(p, dtype=np.float64)
+    p = check_floats(p, "p")
     return np.where(
         np.abs(p) < radius, cosnet_normalization(dim, radius) * weight_var / (p * p + mass * mass), 0.0
     )
@@ -184,7 +185,7 @@ def cosnet_effective_variance(mean, cov) -> np.ndarray:
     mean : array (..., n);  cov : array (..., n, n)
         As `renormalized_readout` gives them, one output; leading axes (cutoffs) are kept.
     """
-    mean, cov = np.asarray(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
+    mean, cov = check_floats(mean, "mean"), check_floats(cov, "cov")
     if mean.ndim < 1 or cov.shape != (*mean.shape, mean.shape[-1]):
         raise ValueError(f"mean {mean.shape} and cov {cov.shape} must be (..., n) and (..., n, n)")
     return np.trace(cov, axis1=-2, axis2=-1) + (mean * mean).sum(-1)
@@ -196,7 +197,7 @@ def cosnet_action_coefficient(*, dim: int, radius: float, weight_var: Any) -> An
     It also multiplies p² and m² when the field is rescaled to unit normalisation instead (89).
     """
     _positive(weight_var=weight_var)
-    return 1 / (cosnet_normalization(dim, radius) * np.asarray(weight_var, dtype=np.float64))
+    return 1 / (cosnet_normalization(dim, radius) * check_floats(weight_var, "weight_var", finite=False))
 
 
 def cosnet_mass(mass: float, *, dim: int, radius: float, weight_var: Any) -> Any:
@@ -225,7 +226,7 @@ def cosnet_radius(radius: float, *, dim: int, weight_var: Any, prior_var: float)
     R_Λ labels the amplitude of the covariance; the support of the spectrum stays |p| < R.
     """
     _positive(radius=radius, weight_var=weight_var, prior_var=prior_var)
-    return radius * (np.asarray(weight_var, dtype=np.float64) / prior_var) ** (-1 / _check_dim(dim))
+    return radius * (check_floats(weight_var, "weight_var", finite=False) / prior_var) ** (-1 / _check_dim(dim))
 
 
 def cosnet_kappa4(
@@ -251,7 +252,7 @@ def cosnet_kappa4(
     ndarray (...)
     """
     _positive(mass=mass, radius=radius)
-    points = np.asarray(points, dtype=np.float64)
+    points = check_floats(points, "points", finite=False)
     if points.ndim < 2 or points.shape[-2] != 4 or points.shape[-1] not in _DIMENSIONS:
         raise ValueError(f"points must have shape (..., 4, dim) with dim 1, 2 or 3, got {points.shape}")
     dim = points.shape[-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import check_floats
 from . import kernels
 from .infinite_width import check_regression
 
@@ -73,7 +74,7 @@ def descent(
         )
     if not np.isfinite(learning_rate) or learning_rate <= 0:
         raise ValueError(f"learning_rate must be a finite positive number, got {learning_rate}")
-    times = np.asarray(t, dtype=np.float64)
+    times = check_floats(t, "t", finite=False)
     if times.ndim > 1 or times.size == 0 or np.isnan(times).any() or (times < 0).any():
         raise ValueError(f"t must be a time ≥ 0 or a one-dimensional array of them, got {t}")
     x_train, y_train, x_test = check_regression(x_train, y_train, x_test)
@@ -147,7 +148,7 @@ def descent_time(
     """
     if not np.isfinite(learning_rate) or learning_rate <= 0:
         raise ValueError(f"learning_rate must be a finite positive number, got {learning_rate}")
-    epochs = np.asarray(num_epochs, dtype=np.float64)
+    epochs = check_floats(num_epochs, "num_epochs", finite=False)
     if np.isnan(epochs).any() or (epochs < 0).any():
         raise ValueError(f"num_epochs must not be negative, got {num_epochs}")
     factor = 1.0

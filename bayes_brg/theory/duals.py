@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import erf
 
+from ..core.arrays import narrow, read_array
 from . import quadrature
 
 HERMITE_NODES = 200  # smooth callables; also the number of terms of the Mehler series
@@ -323,18 +324,10 @@ def as_float(value, name: str) -> Any:
 
     Concrete values are handled in NumPy: checking them in JAX would compile a program for every shape.
     """
-    traced = isinstance(value, jax.core.Tracer)
-    array = value if traced else np.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == object:
-        raise ValueError(f"{name} must be real numbers, got dtype {array.dtype}")
-    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else np.dtype(float)
-    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
-    if not traced and not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{name} is not finite at index {where}")
-    if isinstance(value, jax.Array) and value.dtype == dtype:
-        return value  # stays on its device
-    return array.astype(dtype)
+    array = read_array(value, name)
+    if not isinstance(array, jax.Array):
+        return narrow(array, name)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
 
 
 def _variances(a, b, c):

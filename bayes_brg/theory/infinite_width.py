@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.arrays import check_floats
 from . import kernels
 
 
@@ -25,16 +26,8 @@ class RenormalizedGP(NamedTuple):
     covariance: np.ndarray
 
 
-def _array(value, name: str) -> np.ndarray:
-    array = np.asarray(value, dtype=np.float64)
-    if not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{name} is not finite at index {where}")
-    return array
-
-
 def _check_gaussian(mean, cov):
-    mean, cov = _array(mean, "mean"), _array(cov, "cov")
+    mean, cov = check_floats(mean, "mean"), check_floats(cov, "cov")
     if cov.shape != mean.shape * 2:
         raise ValueError(
             f"cov has shape {cov.shape}; mean {mean.shape} needs {mean.shape * 2}, its axes twice"
@@ -60,7 +53,7 @@ def readout_moments(draws) -> tuple[np.ndarray, np.ndarray]:
     -------
     mean : ndarray (n[, outputs]);  cov : ndarray (n[, outputs], n[, outputs])
     """
-    draws = _array(draws, "draws")
+    draws = check_floats(draws, "draws")
     if draws.ndim not in (2, 3) or draws.shape[0] < 2:
         raise ValueError(
             f"draws must have shape (draws ≥ 2, n) or (draws ≥ 2, n, outputs), got {draws.shape}"
@@ -113,7 +106,7 @@ def renormalized_readout(
 
 def _check_readout(mean, cov, stiffness, prior_var, prior_mean):
     mean, cov = _check_gaussian(mean, cov)
-    stiffness = _array(stiffness, "stiffness")
+    stiffness = check_floats(stiffness, "stiffness")
     if stiffness.shape != mean.shape:
         raise ValueError(
             f"stiffness has shape {stiffness.shape}, mean has {mean.shape}: one stiffness per weight"
@@ -123,7 +116,7 @@ def _check_readout(mean, cov, stiffness, prior_var, prior_mean):
     priors = []
     for value, name in ((prior_mean, "prior_mean"), (prior_var, "prior_var")):
         try:
-            priors.append(np.broadcast_to(_array(value, name), mean.shape))
+            priors.append(np.broadcast_to(check_floats(value, name), mean.shape))
         except ValueError as error:
             raise ValueError(
                 f"{name} {np.shape(value)} does not broadcast to mean {mean.shape}: {error}"
@@ -134,7 +127,7 @@ def _check_readout(mean, cov, stiffness, prior_var, prior_mean):
 
 
 def _check_cutoffs(cutoff) -> np.ndarray:
-    cutoff = np.asarray(cutoff, dtype=np.float64)
+    cutoff = check_floats(cutoff, "cutoff", finite=False)
     if cutoff.ndim > 1 or np.isnan(cutoff).any() or (cutoff < 0).any() or cutoff.size == 0:
         raise ValueError(f"cutoff must be a number ≥ 0 or a one-dimensional array of them, got {cutoff}")
     return cutoff
@@ -191,7 +184,7 @@ def _check_axes(mean, bias):
 
 
 def _check_moments(V1_x, V1_y, V2_xy):
-    V1_x, V1_y, V2_xy = _array(V1_x, "V1_x"), _array(V1_y, "V1_y"), _array(V2_xy, "V2_xy")
+    V1_x, V1_y, V2_xy = check_floats(V1_x, "V1_x"), check_floats(V1_y, "V1_y"), check_floats(V2_xy, "V2_xy")
     if V1_x.ndim > 1 or V1_y.ndim > 1 or V2_xy.shape != V1_x.shape + V1_y.shape:
         raise ValueError(f"V2_xy has shape {V2_xy.shape}, but V1_x and V1_y need {V1_x.shape + V1_y.shape}")
     return V1_x, V1_y, V2_xy
@@ -305,7 +298,7 @@ def renormalized_gp(
 
 
 def _check_features(H, name, size, bias):
-    H = _array(H, f"features {name}")
+    H = check_floats(H, f"features {name}")
     if H.ndim != 2 or H.shape[1] != size - bias:
         raise ValueError(
             f"features {name} must have shape (points, {size - bias}) for this readout, got {H.shape}"
@@ -369,7 +362,7 @@ def gp_posterior(
 def check_regression(x_train, y_train, x_test):
     """Training points, targets and test points as float64 arrays whose shapes fit, or a ValueError."""
     x_train, y_train, x_test = (
-        _array(value, name)
+        check_floats(value, name)
         for value, name in ((x_train, "x_train"), (y_train, "y_train"), (x_test, "x_test"))
     )
     for value, name in ((x_train, "x_train"), (x_test, "x_test")):
@@ -414,7 +407,7 @@ def finite_width_kappa4(
     ndarray (...)
         In fourth powers of the output's units.
     """
-    fourth, pairs = _array(fourth, "fourth"), _array(pairs, "pairs")
+    fourth, pairs = check_floats(fourth, "fourth"), check_floats(pairs, "pairs")
     if pairs.shape != (*fourth.shape, 4, 4):
         raise ValueError(
             f"pairs has shape {pairs.shape}; fourth {fourth.shape} needs {(*fourth.shape, 4, 4)}"

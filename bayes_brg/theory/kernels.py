@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..core.arrays import check_floats
 from . import duals
 
 
@@ -266,6 +267,6 @@ def in_float64(function, *arrays, **settings):
     """Evaluate a kernel function in float64 whatever the default, on concrete arrays; NumPy results."""
     with jax.enable_x64(True):
         result = function(
-            *(None if x is None else np.asarray(x, dtype=np.float64) for x in arrays), **settings
+            *(None if x is None else check_floats(x, "x", finite=False) for x in arrays), **settings
         )
         return jax.tree.map(np.asarray, result)

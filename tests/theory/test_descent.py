@@ -132,7 +132,7 @@ def test_bad_arguments_are_refused_by_name():
         (dict(depth=-1), "depth"),
         (dict(activation="swish!"), "unknown activation"),
         (dict(scaling="fan_in"), "needs width"),
-        (dict(x_train=np.full((5, 3), np.nan)), r"x_train is not finite at index \(0, 0\)"),
+        (dict(x_train=np.full((5, 3), np.nan)), r"x_train\[0, 0\] is nan"),
     ]:
         arguments = dict(dict(x_train=X, y_train=Y, x_test=X_TEST, t=1.0, kernel="ntk", **NETWORK), **options)
         with pytest.raises(ValueError, match=words):

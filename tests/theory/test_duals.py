@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused_by_name():
         theory.dual("relu", 1.0, 1.0, 1.1)
     with pytest.raises(ValueError, match="broadcast"):
         theory.dual("relu", np.ones(2), np.ones(3), 0.0)
-    with pytest.raises(ValueError, match=r"b is not finite at index \(1,\)"):
+    with pytest.raises(ValueError, match=r"b\[1\] is nan"):
         theory.dual("relu", 1.0, np.array([1.0, np.nan]), 0.0)
     with pytest.raises(ValueError, match="jumps at u"):
         theory.activation(jnp.sign)
