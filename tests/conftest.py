@@ -6,7 +6,9 @@ import pathlib
 # One compilation cache for all workers and for the programs they start; set before JAX is imported.
 _CACHE = pathlib.Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Tests compile many programs and run each on little: code that LLVM leaves as it is comes twice as fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("MPLBACKEND", "agg")
 # Two workers on two cores: threads of their own would compete.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

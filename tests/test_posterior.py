@@ -91,7 +91,8 @@ net = brg.mlp((6, 5), out=2, activation="tanh", bias_std=0.3)
 draws = brg.prior(net, x, key=jax.random.key(11), num_samples=7)
 print(repr(np.asarray(draws.samples["w1"]).tobytes().hex()), repr(np.asarray(brg.predict(net, draws, x)).tolist()))
 """
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     bits, values = run.stdout.split(" ", 1)
