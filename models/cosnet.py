@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import bayes_brg as brg
-from bayes_brg import plots, theory
+from bayes_brg import plots, theory, verdicts
 
 SHELLS = 8  # of momentum, in which the spectrum is measured
 SHOWN = 4  # cutoffs in the figures
@@ -77,19 +77,29 @@ def effective_variance(settings, data, flow):
     return theory.cosnet_effective_variance(*laws)
 
 
-def parameters(flow, settings, cutoff, edges):
-    """Σ_i w_i², and the field's power by momentum shell, Σ_i w_i²/(2(|b_i|² + m²)) per ∫d^dp/(2π)^d.
+def mean_error(values):
+    """Mean over members, the last axis, and its standard error."""
+    return values.mean(-1), values.std(-1, ddof=1) / np.sqrt(values.shape[-1])
 
-    Means over members and their standard errors, (1 + shells,).
+
+def parameters(flow, settings, cutoff, edges, r, phi):
+    """Σ_i w_i²; the field's power by momentum shell, Σ_i w_i²/(2(|b_i|² + m²)) per ∫d^dp/(2π)^d; and its transform.
+
+    Means over members and their standard errors: of the sum and the shells, (1 + shells,); of the power's transform
+    Σ_i w_i² cos(b_i·r)/(2(|b_i|² + m²)) at the distances `r`, (distance,); and of the covariance of `phi`
+    (member, distance) less that transform, member by member: zero where units with phases of their own interfere on
+    average in nothing, and the field has no mean, as (86) supposes.
     """
     draws = flow.at(cutoff).flat()
-    squares = np.asarray(draws["w"], np.float64)[..., 0] ** 2
-    p = np.linalg.norm(np.asarray(draws["b"], np.float64), axis=-1)
+    squares, b = np.asarray(draws["w"], np.float64)[..., 0] ** 2, np.asarray(draws["b"], np.float64)
+    p = np.linalg.norm(b, axis=-1)
     power = squares / (2 * (p**2 + settings.mass**2))
     shells = [np.where((p >= low) & (p < high), power, 0.0).sum(1) / size
               for low, high, size in zip(edges, edges[1:], volume(edges, settings), strict=False)]
-    found = np.stack([squares.sum(1), *shells])
-    return found.mean(1), found.std(1, ddof=1) / np.sqrt(found.shape[1])
+    transform = np.stack([(power * np.cos(b[..., 0] * distance)).sum(1) for distance in r])
+    centred = phi - phi.mean(axis=0)
+    products = (centred[:, :1] * centred).T * len(phi) / (len(phi) - 1)
+    return mean_error(np.stack([squares.sum(1), *shells])), mean_error(transform), mean_error(products - transform)
 
 
 def volume(edges, settings):
@@ -125,11 +135,16 @@ def extras(run, flows):
         phi = run.flows[method]["phi"].isel(point=slice(len(mesh)))
         k = brg.cumulants(phi, order=2, indices=pairs)
         k2, k2_se = np.asarray(k.k2), np.asarray(k.sem.k2)
-        found, error = (np.stack(part) for part in
-                        zip(*(parameters(made, settings, c, edges) for c in cutoffs), strict=True))
+        members = phi.isel(output=0).transpose("cutoff", "chain", "draw", "point").values.reshape(
+            len(cutoffs), -1, len(mesh)).astype(np.float64)
+        (found, error), (transform, _), (apart, apart_se) = (
+            [np.stack(values) for values in zip(*part, strict=True)] for part in
+            zip(*(parameters(made, settings, c, edges, r, f) for c, f in zip(cutoffs, members, strict=True)),
+                strict=True))
         table[f"weight_var_{method}"], table[f"weight_var_{method}_se"] = found[:, 0], error[:, 0]
         power, power_se = found[:, 1:], error[:, 1:]
-        measured[method] = k2, k2_se, power, power_se
+        measured[method] = k2, k2_se, power, power_se, transform, apart / apart_se
+        table[f"transform_{method}_worst"] = np.max(np.abs(apart / apart_se), axis=1)
         table[f"mean_{method}_worst"] = np.max(np.abs(k.mean / k.sem.mean)[:, :len(mesh)], axis=1)
         table[f"covariance_{method}_worst"] = np.max(np.abs(k2 - np.outer(exact, bare)) / k2_se, axis=1)
         shell = np.stack([shell_average(edges, settings, v) for v in exact])
@@ -159,7 +174,7 @@ def field_figure(settings, cutoffs, exact, r, edges, measured, described):
     titles = {"independent": "readout independent of the features, as (86) assumes",
               "fitted": "readout fitted to each member's own features"}
     for row, method in zip(axes, measured, strict=True):
-        k2, k2_se, power, power_se = measured[method]
+        k2, k2_se, power, power_se, transform, apart = measured[method]
         for number, i in enumerate(shown):
             colour, marker = plots.COLOURS[number], plots.MARKERS[number]
             look = dict(color=colour, marker=marker, linestyle="none", capsize=2, elinewidth=1)
@@ -167,17 +182,22 @@ def field_figure(settings, cutoffs, exact, r, edges, measured, described):
             label = rf"$\Lambda$ = {cutoffs[i]:.3g}: $\sigma_w^2(\Lambda)$ = {exact[i]:.3g}"
             row[0].plot(fine, theory.cosnet_covariance(fine, weight_var=exact[i], **described), **line)
             row[0].errorbar(r, k2[i], k2_se[i], label=label, **look)
+            row[0].plot(r, transform[i], color=colour, linestyle="none", marker="x", markersize=6)
             row[1].plot(p, theory.cosnet_spectrum(p, weight_var=exact[i], **described), **line)
             row[1].errorbar(centre, power[i], power_se[i], label=label, **look)
         row[0].axhline(0, color="#999999", linewidth=0.8)
         row[0].set_ylabel(r"covariance of $\phi(0)$ and $\phi(r)$")
         row[1].set_ylabel(r"spectrum $\Sigma(p)$")
         row[1].set_yscale("log")
-        row[0].set_title(titles[method], loc="left")
-        row[1].set_title(r"lines, both rows: $C_d\,\sigma_w^2(\Lambda)\,/\,(p^2 + m^2)$, $|p| < R$", loc="left")
+        same = verdicts.agree(apart[shown], np.ones_like(apart[shown]), 0.0, "")
+        row[0].set_title(f"{titles[method]}\ncrosses, the transform of the points on the right: "
+                         + ("the same" if same else "not the same, as terms interfere")
+                         + f" (up to {np.abs(apart[shown]).max():.1f} standard errors)", loc="left")
+        row[1].set_title(r"diagonal terms alone, $w_i^2\,/\,2(b_i^2 + m^2)$" "\n"
+                         r"lines, both rows: $C_d\,\sigma_w^2(\Lambda)\,/\,(p^2 + m^2)$, $|p| < R$", loc="left")
         row[0].legend()
     # Above the lines' end at R and, for the rows share the axis, as high as the highest point of either.
-    axes[0, 1].set_ylim(bottom=0.6 * min(np.min(power[:, -1]) for _, _, power, _ in measured.values()))
+    axes[0, 1].set_ylim(bottom=0.6 * min(np.min(power[:, -1]) for _, _, power, *_ in measured.values()))
     axes[-1, 0].set_xlabel(r"distance $r$")
     axes[-1, 1].set_xlabel(r"momentum $p$")
     figure.suptitle(f"cos-net in d = {settings.dim}, {settings.width} units, m = {settings.mass:g}, "

@@ -45,6 +45,8 @@ def test_the_measured_covariance_is_the_free_field(run):
     # Readouts fitted to their own features have a mean and another covariance, until the readout is all prior.
     assert table["mean_fitted_worst"][0] > 20 and table["spectrum_fitted_worst"][0] > 20
     assert table.filter(regex="fitted_worst").iloc[-1].max() < 4
+    # The two panels of a row are each other's transform where terms do not interfere (paired errors), and else not.
+    assert table["transform_fitted_worst"][0] > 10
 
 
 def test_effective_variance_mass_and_radius_end_at_the_prior(run):
@@ -65,7 +67,11 @@ def test_effective_variance_mass_and_radius_end_at_the_prior(run):
 def test_every_measured_point_is_inside_its_axes(run):
     experiment, run = run
     flows = {method: experiment.flow_of(run, method) for method in ("independent", "fitted")}
-    for ax in experiment.extras(run, flows)["field"].axes:
+    figure = experiment.extras(run, flows)["field"]
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert "points on the right: the same (up to" in titles[0]
+    assert "points on the right: not the same, as terms interfere (up to" in titles[2]
+    for ax in figure.axes:
         low, high = ax.get_ylim()
         points = np.concatenate([bars.lines[0].get_ydata() for bars in ax.containers])
         assert (low < points).all() and (points < high).all()
