@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from ..core.jackknife import block_jackknife
 from ..core.keys import name_key
 from ..field.correlators import cumulants
 from ..field.draws import Draws
-from ..flow.critical_scale import critical_scale
+from ..flow.critical_scale import CriticalScale, critical_scale
 from ..flow.cutoffs import check_cutoffs
 from ..flow.flow import Flow
 from ..flow.stepwise import StepwiseFlow
@@ -194,39 +194,35 @@ def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] |
     if (permutations + 1) * alpha <= len(scales):
         raise ValueError(f"{permutations} permutations cannot give a p-value below alpha/{len(scales)} = "
                          f"{alpha / len(scales):.3g}; pass num_permutations={int(np.ceil(2 * len(scales) / alpha))}")
-    names = [str(label) for label in labels] if labels is not None else [side.label for side in sides]
-    if len(names) != 2:
-        raise ValueError(f"labels must be two names, got {names}")
-    if names[0] == names[1]:
-        names = [f"{n} {suffix}" for n, suffix in zip(names, "ab", strict=True)]
+    names = _names(labels, sides)
     base = jax.random.key(0) if key is None else key
+    where = x if mesh is None else mesh
     with quiet(not progress_bar):
-        fields = [_fields(side, x if mesh is None else mesh, keep, scales, progress_bar) for side in sides]
-        if fields[0][0].values.shape[-1] != fields[1][0].values.shape[-1]:
-            raise ValueError(f"the flows' outputs have {fields[0][0].values.shape[-1]} and "
-                             f"{fields[1][0].values.shape[-1]} entries on the mesh; compare flows of one kind of model")
+        fields = [_fields(side, where, keep, scales, progress_bar) for side in sides]
+        size, other = (f[0].values.shape[-1] for f in fields)
+        if size != other:
+            raise ValueError(f"the flows' outputs have {size} and {other} entries on the mesh; compare flows of one "
+                             "kind of model")
         held = [_held_out(side, x, y, scales, probabilities, name_key(base, f"flow {i}"), progress_bar)
                 for i, side in enumerate(sides)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        data = _laws(fields, permutations, max_samples, correction, base)
-    few = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    if few:  # once, and not for every cutoff
-        warnings.warn(f"in {len(few)} laws {few[0]}", UserWarning, stacklevel=2)
-    data |= _scored(held)
-    critical = [h["critical"] for h in held]
-    data |= {f"critical_scale{s}": ("flow", [getattr(c, part) for c in critical])
-             for s, part in (("", "value"), ("_lower", "lower"), ("_upper", "upper"))}
+    data = _laws(fields, permutations, max_samples, correction, base) | _scored(held)
     data["differs"] = ("cutoff", data["energy_p_adjusted"][1] < alpha)
-    size = fields[0][0].values.shape[-1]
-    outputs = size // (num_points(x if mesh is None else mesh) if keep is None else len(keep))
+    outputs = size // (num_points(where) if keep is None else len(keep))
     coords = {"cutoff": scales, "flow": names, "level": probabilities, "cumulant": list(CUMULANTS),
               "mesh": np.arange(size), "mesh_point": ("mesh", np.arange(size) // outputs),
               "mesh_output": ("mesh", np.arange(size) % outputs)}
     shared = sides[0].stream == sides[1].stream
     return Comparison(xr.Dataset(data, coords, {
         "alpha": alpha, "correction": correction, "shared_key": int(shared), "num_permutations": permutations,
-        "critical_scale_definition": critical[0].definition}))
+        "critical_scale_definition": held[0].critical.definition}))
+
+
+def _names(labels: Sequence[str] | None, sides: list[Side]) -> list[str]:
+    """Two names that differ."""
+    names = [str(label) for label in labels] if labels is not None else [side.label for side in sides]
+    if len(names) != 2:
+        raise ValueError(f"labels must be two names, got {names}")
+    return [f"{n} {suffix}" for n, suffix in zip(names, "ab", strict=True)] if names[0] == names[1] else names
 
 
 def _sides(flow_a: Any, flow_b: Any, x: Any, y: Any, mesh: Any) -> tuple[list[Side], Any, Any, np.ndarray | None]:
@@ -311,36 +307,49 @@ def _given(draws: Draws) -> np.ndarray:
     return draws.pooled(0) if not draws.correlated else draws.values[0][..., None]
 
 
+class _At(NamedTuple):
+    """How two laws differ at one cutoff, or at all of them, stacked; names as in the dataset."""
+
+    energy: Any
+    energy_p: Any
+    wasserstein: Any
+    wasserstein_sem: Any
+    wasserstein_relative: Any
+    ks: np.ndarray
+    ks_p: np.ndarray
+    cumulant_difference: np.ndarray
+    cumulant_difference_sem: np.ndarray
+
+
+def _at(a: Draws, b: Draws, permutations: int, most: int, key: Any) -> _At:
+    first, second = _given(a), _given(b)
+    energy = energy_distance(first, second, key=key, num_permutations=permutations, max_samples=most)
+    moved = gaussian_wasserstein(first, second)
+    total = 0.5 * sum(float(d.pooled(0).var(axis=0, ddof=1).sum()) for d in (a, b))
+    one, other = _marginal_cumulants(first), _marginal_cumulants(second)
+    return _At(energy.value, energy.p_value, moved.value, moved.sem,
+               moved.value / np.sqrt(total) if total > 0 else np.nan, *ks_columns(thinned(a), thinned(b)),
+               one[0] - other[0], np.hypot(one[1], other[1]))
+
+
 def _laws(fields: list[list[Draws]], permutations: int, most: int, correction: str, key: Any) -> dict[str, Any]:
     """Distances and cumulants at each cutoff."""
-    rows: dict[str, list] = {name: [] for name in ("energy", "energy_p", "wasserstein", "wasserstein_sem",
-                                                   "wasserstein_relative", "ks", "ks_p", "cumulant_difference",
-                                                   "cumulant_difference_sem")}
-    for i, (a, b) in enumerate(zip(*fields, strict=True)):
-        first, second = _given(a), _given(b)
-        energy = energy_distance(first, second, key=name_key(key, f"energy {i}"), num_permutations=permutations,
-                                 max_samples=most)
-        moved = gaussian_wasserstein(first, second)
-        total = 0.5 * sum(float(d.pooled(0).var(axis=0, ddof=1).sum()) for d in (a, b))
-        statistic, p = ks_columns(thinned(a), thinned(b))
-        one, other = _marginal_cumulants(first), _marginal_cumulants(second)
-        for name, value in (
-            ("energy", energy.value), ("energy_p", energy.p_value), ("wasserstein", moved.value),
-            ("wasserstein_sem", moved.sem),
-            ("wasserstein_relative", moved.value / np.sqrt(total) if total > 0 else np.nan), ("ks", statistic),
-            ("ks_p", p), ("cumulant_difference", one[0] - other[0]),
-            ("cumulant_difference_sem", np.hypot(one[1], other[1])),
-        ):
-            rows[name].append(value)
-    found = {k: np.asarray(v) for k, v in rows.items()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        rows = [_at(a, b, permutations, most, name_key(key, f"energy {i}"))
+                for i, (a, b) in enumerate(zip(*fields, strict=True))]
+    few = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    if few:  # once, and not for every cutoff
+        warnings.warn(f"in {len(few)} laws {few[0]}", UserWarning, stacklevel=3)
+    found = _At._make(np.asarray(column) for column in zip(*rows, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = found["cumulant_difference"] / found["cumulant_difference_sem"]
+        z = found.cumulant_difference / found.cumulant_difference_sem
     points, tensors = ("cutoff", "mesh"), ("cutoff", "cumulant", "mesh")
     dims = {"ks": points, "ks_p": points, "cumulant_difference": tensors, "cumulant_difference_sem": tensors}
-    data: dict[str, Any] = {k: (dims.get(k, ("cutoff",)), v) for k, v in found.items()}
-    data["energy_p_adjusted"] = ("cutoff", adjust(found["energy_p"]))
-    data["ks_p_adjusted"] = (points, adjust(found["ks_p"], correction))
-    data["cumulant_z"] = (tensors, np.where(found["cumulant_difference_sem"] > 0, z, np.nan))
+    data: dict[str, Any] = {k: (dims.get(k, ("cutoff",)), v) for k, v in found._asdict().items()}
+    data["energy_p_adjusted"] = ("cutoff", adjust(found.energy_p))
+    data["ks_p_adjusted"] = (points, adjust(found.ks_p, correction))
+    data["cumulant_z"] = (tensors, np.where(found.cumulant_difference_sem > 0, z, np.nan))
     return data
 
 
@@ -354,15 +363,24 @@ def _marginal_cumulants(phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (np.stack([getattr(k, c) for c in CUMULANTS]), np.stack([getattr(k.sem, c) for c in CUMULANTS]))
 
 
+class _HeldOut(NamedTuple):
+    """What one flow predicts of held-out data, by cutoff: ``lpd`` (cutoff, datum) with its Monte-Carlo error ``mcse``
+    (cutoff,), ``covered`` (cutoff, level, datum); and its critical scale."""
+
+    lpd: np.ndarray
+    mcse: np.ndarray
+    covered: np.ndarray
+    critical: CriticalScale
+
+
 def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[float], key: Any,
-              show: bool) -> dict[str, Any]:
-    """Log predictive density (cutoff, datum), coverage (cutoff, level, datum) and critical scale of one flow."""
+              show: bool) -> _HeldOut:
     targets = side.targets(y)
     flat = np.asarray(targets, np.float64).reshape(num_points(x), -1)
     # A critical scale compares with Λ = 0, and is the flow's own: not all of its cutoffs need be compared.
     own = side.cutoffs if side.cutoffs[0] == 0 else np.concatenate([[0.0], side.cutoffs])
     loss = side.loss(x, y, np.sort(np.concatenate([own, scales[~_near(scales, own).any(axis=1)]])), show)
-    out: dict[str, Any] = {"lpd": [], "mcse": [], "covered": [], "critical": critical_scale(loss)}
+    rows = []
     size = max(1, NUMBERS_AT_ONCE // (loss.size // loss.sizes["cutoff"] * flat.size))
     for first in range(0, len(scales), size):
         along = side.phi(x, None, scales[first:first + size], show)
@@ -371,26 +389,28 @@ def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[f
             law = side.law(values, float(cutoff), x, targets, name_key(key, f"cutoff {i}"))
             ll = law.pop("log_likelihood")
             interval, discrete = pit(law, flat), "classes" in law or "probs" in law
-            out["lpd"].append(log_mean_exp(ll, axis=0))
-            out["mcse"].append(block_jackknife(lambda d: log_mean_exp(d).mean(), ll.T))
-            out["covered"].append([coverage(interval, level, discrete).mean(axis=1) for level in levels])
-    return {k: np.asarray(v) if isinstance(v, list) else v for k, v in out.items()}
+            rows.append((log_mean_exp(ll, axis=0), block_jackknife(lambda d: log_mean_exp(d).mean(), ll.T),
+                         [coverage(interval, level, discrete).mean(axis=1) for level in levels]))
+    lpd, mcse, covered = (np.asarray(column) for column in zip(*rows, strict=True))
+    return _HeldOut(lpd, mcse, covered, critical_scale(loss))
 
 
-def _scored(held: list[dict[str, Any]]) -> dict[str, Any]:
-    lpd = np.stack([h["lpd"] for h in held])  # (flow, cutoff, datum)
-    covered = np.stack([h["covered"] for h in held])  # (flow, cutoff, level, datum)
+def _scored(held: list[_HeldOut]) -> dict[str, Any]:
+    lpd = np.stack([h.lpd for h in held])  # (flow, cutoff, datum)
+    covered = np.stack([h.covered for h in held])  # (flow, cutoff, level, datum)
     count = lpd.shape[-1]
 
     def sem(values: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # a density of 0 has no error: NaN
             return values.std(axis=-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[:-1], np.nan)
 
-    mcse = np.stack([h["mcse"] for h in held])  # (flow, cutoff)
+    mcse = np.stack([h.mcse for h in held])  # (flow, cutoff)
+    scale = {f"critical_scale{s}": ("flow", [getattr(h.critical, part) for h in held])
+             for s, part in (("", "value"), ("_lower", "lower"), ("_upper", "upper"))}
     by_flow, by_level = ("flow", "cutoff"), ("flow", "cutoff", "level")
     with np.errstate(invalid="ignore"):
         gap = lpd[0] - lpd[1]
-    return {
+    return scale | {
         "log_predictive_density": (by_flow, lpd.mean(axis=-1)), "log_predictive_density_sem": (by_flow, sem(lpd)),
         "log_predictive_density_mcse": (by_flow, mcse),
         "log_predictive_density_difference": ("cutoff", gap.mean(axis=-1)),

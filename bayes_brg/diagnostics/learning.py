@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from ..core.batching import progress, quiet
 from ..core.checks import check_choice, check_count, check_inputs
-from ..field.draws import Draws
+from ..field.draws import Draws, largest
 from ..model.bound import bind
 from ..posterior import Posterior, predict
 from .distances import (
@@ -83,40 +83,19 @@ def learning_vs_flow(learning: Mapping[float, Posterior], flow: Any, x, *, dista
     regulator t*(Λ) = 1/Λ (theory §2).
     """
     check_choice(distance, "distance", ("wasserstein", "energy"))
-    if not isinstance(learning, Mapping) or len(learning) < 2:
-        raise ValueError("learning must be a dict of two or more times to Posteriors, such as an ensemble's history")
-    times = np.array(sorted(float(t) for t in learning))
-    if not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) == 0).any():
-        raise ValueError(f"times must be distinct finite numbers of at least 0, got {times.tolist()}")
+    times, by_time = _times(learning)
     count, most = check_count(num_bootstrap, "num_bootstrap", 10), check_count(max_samples, "max_samples", 8)
     tests = check_count(num_permutations, "num_permutations", 0)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     x = check_inputs(x)
     rng = generator(key)
-    bound = bind(flow.model, x)
-    by_time = {float(t): p for t, p in learning.items()}
     with quiet(not progress_bar):
-        stages = [independent_draws(bound.gauged(predict(flow.model, by_time[t], x, progress_bar=progress_bar), x),
-                                    by_time[t], most) for t in times]
-        along = flow.predict(x)
-        cutoffs = np.asarray(along["cutoff"].values, float)
-        scales = [independent_draws(bound.gauged(along.isel(cutoff=i).transpose("chain", "draw", "point", "output"), x),
-                                    flow.posterior, most) for i in range(len(cutoffs))]
-        for name, laws in (("learning", stages), ("flow", scales)):
-            for law in laws:
-                if len(law) < 8 or not np.isfinite(law).all():
-                    raise ValueError(f"a law of {name} has {len(law)} nearly independent draws, "
-                                     f"{int((~np.isfinite(law).all(axis=1)).sum())} of them not finite; at least 8 "
-                                     "finite ones are needed")
-        weights: dict[int, np.ndarray] = {}
-        for n in sorted({len(law) for law in (*stages, *scales)}):
-            weights[n] = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), size=count)])
-        replicates, p_value = _pairs(stages, scales, weights, distance, tests, rng)
-    # The resamples' own bias is that of the estimate once more, so it tells what to take off.
-    raw, resampled = replicates[0], replicates[1:]
-    squared = raw if distance == "energy" else 2 * raw - resampled.mean(axis=0)
-    resampled = resampled + (squared - resampled.mean(axis=0))
+        laws = _laws(by_time, flow, x, most, progress_bar)
+        weights = {n: np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), size=count)])
+                   for n in sorted({len(law) for law in (*laws.stages, *laws.scales)})}
+        replicates, p_value = _pairs(laws.stages, laws.scales, weights, distance, tests, rng)
+    squared, resampled = _unbiased(replicates, distance)
     value, error = root_distance(squared, resampled.std(axis=0, ddof=1))
     best, depth, edge = _best_match(times, np.concatenate([squared[None], resampled]))
     best_distance, best_error = root_distance(depth[0], depth[1:].std(axis=0, ddof=1))
@@ -130,11 +109,53 @@ def learning_vs_flow(learning: Mapping[float, Posterior], flow: Any, x, *, dista
             "best_time_error": (one, best[1:].std(axis=0, ddof=1)), "best_time_lower": (one, lower),
             "best_time_upper": (one, upper), "at_edge": (one, edge), "best_distance": (one, best_distance),
             "best_distance_error": (one, best_error),
-            "best_p_value": (one, p_value[nearest, np.arange(len(cutoffs))]),
+            "best_p_value": (one, p_value[nearest, np.arange(len(laws.cutoffs))]),
         },
-        coords={"time": times, "cutoff": cutoffs},
-        attrs={"distance": distance, "level": level, "num_points": stages[0].shape[1]},
+        coords={"time": times, "cutoff": laws.cutoffs},
+        attrs={"distance": distance, "level": level, "num_points": laws.stages[0].shape[1]},
     )
+
+
+def _times(learning: Any) -> tuple[np.ndarray, dict[float, Posterior]]:
+    """Times in order, and the posterior at each."""
+    if not isinstance(learning, Mapping) or len(learning) < 2:
+        raise ValueError("learning must be a dict of two or more times to Posteriors, such as an ensemble's history")
+    by_time = {float(t): p for t, p in learning.items()}
+    times = np.array(sorted(float(t) for t in learning))
+    if not np.isfinite(times).all() or times[0] < 0 or (np.diff(times) == 0).any():
+        raise ValueError(f"times must be distinct finite numbers of at least 0, got {times.tolist()}")
+    return times, by_time
+
+
+class _Laws(NamedTuple):
+    """Nearly independent draws (sample, mesh) of φ at each time of learning and at each scale of the flow."""
+
+    stages: list[np.ndarray]
+    scales: list[np.ndarray]
+    cutoffs: np.ndarray
+
+
+def _laws(by_time: dict[float, Posterior], flow: Any, x: Any, most: int, show: bool) -> _Laws:
+    bound = bind(flow.model, x)
+    stages = [independent_draws(bound.gauged(predict(flow.model, p, x, progress_bar=show), x), p, most)
+              for _, p in sorted(by_time.items())]
+    along = flow.predict(x).transpose("cutoff", "chain", "draw", "point", "output")
+    scales = [independent_draws(bound.gauged(phi, x), flow.posterior, most) for phi in along]
+    for name, laws in (("learning", stages), ("flow", scales)):
+        for law in laws:
+            bad = int((~(np.abs(law) <= largest(2)).all(axis=1)).sum())
+            if len(law) < 8 or bad:
+                raise ValueError(f"a law of {name} has {len(law)} nearly independent draws, {bad} of them not finite "
+                                 "(or their squares are not); at least 8 finite ones are needed")
+    return _Laws(stages, scales, np.asarray(along["cutoff"].values, float))
+
+
+def _unbiased(replicates: np.ndarray, distance: str) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances without their bias of first order, and resampled ones about them."""
+    raw, resampled = replicates[0], replicates[1:]
+    # The resamples' own bias is that of the estimate once more, so it tells what to take off.
+    squared = raw if distance == "energy" else 2 * raw - resampled.mean(axis=0)
+    return squared, resampled + (squared - resampled.mean(axis=0))
 
 
 def _pairs(stages: list[np.ndarray], scales: list[np.ndarray], weights: dict[int, np.ndarray], distance: str,
