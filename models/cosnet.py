@@ -166,7 +166,7 @@ def chosen(cutoffs, exact):
 
 
 def field_figure(settings, cutoffs, exact, r, edges, measured, described):
-    figure = Figure(figsize=(10.4, 0.6 + 3.5 * len(measured)), layout="constrained")
+    figure = Figure(figsize=(10.4, 0.6 + 3.9 * len(measured)), layout="constrained")
     axes = figure.subplots(len(measured), 2, sharex="col", sharey="col", squeeze=False)
     shown = chosen(cutoffs, exact)
     fine, p = np.linspace(r[0], r[-1], 200), np.linspace(0, settings.radius, 400)
@@ -190,7 +190,7 @@ def field_figure(settings, cutoffs, exact, r, edges, measured, described):
         row[1].set_ylabel(r"spectrum $\Sigma(p)$")
         row[1].set_yscale("log")
         same = verdicts.agree(apart[shown], np.ones_like(apart[shown]), 0.0, "")
-        row[0].set_title(f"{titles[method]}\ncrosses, the transform of the points on the right: "
+        row[0].set_title(f"{titles[method]}\n×: the transform of the points on the right,\n"
                          + ("the same" if same else "not the same, as terms interfere")
                          + f" (up to {np.abs(apart[shown]).max():.1f} standard errors)", loc="left")
         row[1].set_title(r"diagonal terms alone, $w_i^2\,/\,2(b_i^2 + m^2)$" "\n"

@@ -25,7 +25,7 @@ from ..flow.stepwise import StepwiseFlow
 from ..io.store import Run
 from .distances import CORRECTIONS, adjust, energy_distance, gaussian_wasserstein, ks_columns, thinned
 from .flow_sources import Made, Side, Stored, same_data
-from .scores import check_levels, coverage, log_mean_exp, pit
+from .scores import check_levels, counted_data, coverage, log_mean_exp, pit
 
 __all__ = ["Comparison", "compare"]
 
@@ -377,6 +377,9 @@ def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[f
               show: bool) -> _HeldOut:
     targets = side.targets(y)
     flat = np.asarray(targets, np.float64).reshape(num_points(x), -1)
+    counted = counted_data(side.bound, side.flow.posterior, x) if isinstance(side, Made) else np.ones(flat.shape, bool)
+    seen = np.flatnonzero(counted.any(axis=1))
+    flat, counted = flat[seen], counted[seen]
     # A critical scale compares with Λ = 0, and is the flow's own: not all of its cutoffs need be compared.
     own = side.cutoffs if side.cutoffs[0] == 0 else np.concatenate([[0.0], side.cutoffs])
     loss = side.loss(x, y, np.sort(np.concatenate([own, scales[~_near(scales, own).any(axis=1)]])), show)
@@ -387,10 +390,12 @@ def _held_out(side: Side, x: Any, y: Any, scales: np.ndarray, levels: Sequence[f
         for i, cutoff in enumerate(scales[first:first + size], first):
             values = along[i - first].reshape(-1, *along.shape[3:])
             law = side.law(values, float(cutoff), x, targets, name_key(key, f"cutoff {i}"))
+            law = {k: v[:, seen] for k, v in law.items()}
             ll = law.pop("log_likelihood")
             interval, discrete = pit(law, flat), "classes" in law or "probs" in law
             rows.append((log_mean_exp(ll, axis=0), block_jackknife(lambda d: log_mean_exp(d).mean(), ll.T),
-                         [coverage(interval, level, discrete).mean(axis=1) for level in levels]))
+                         [np.average(coverage(interval, level, discrete), axis=1, weights=counted)
+                          for level in levels]))
     lpd, mcse, covered = (np.asarray(column) for column in zip(*rows, strict=True))
     return _HeldOut(lpd, mcse, covered, critical_scale(loss))
 

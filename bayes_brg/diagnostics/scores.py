@@ -50,6 +50,22 @@ def components(d: dist.Distribution, n: int, key: jax.Array) -> dict[str, jax.Ar
     return {"draws": drawn}
 
 
+def counted_data(bound: BoundModel, posterior: Posterior, x: Any) -> np.ndarray:
+    """Which entries of each datum count, (n, outputs): those that no `numpyro.handlers.mask` takes out."""
+    d = bound.distribution({s: posterior.draw(0, 0)[s] for s in bound.names}, x)
+    shape = (*d.batch_shape, *d.event_shape)
+    counted = np.ones(shape, bool)
+    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        if isinstance(d, dist.MaskedDistribution):  # a mask has the batch's shape, the first axes of the whole
+            mask = np.asarray(d._mask, bool)
+            counted &= mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim))
+        d = d.base_dist
+    counted = counted.reshape(num_points(x), -1)
+    if not counted.any():
+        raise ValueError("the model masks all data, so that there is nothing to score")
+    return counted
+
+
 def _predict_one(bound: BoundModel, member: dict, x: Any, y: Any, key: jax.Array) -> dict[str, jax.Array]:
     d = bound.distribution(member["theta"], x)
     return components(d, num_points(x), jax.random.fold_in(key, member["index"])) | {
@@ -165,9 +181,11 @@ def log_mean_exp(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return special.logsumexp(values, axis=axis) - np.log(values.shape[axis])
 
 
-def mean_sem(values: np.ndarray) -> tuple[float, float]:
-    """Mean over data and its standard error over data; first averaged over outputs."""
-    values = values.reshape(len(values), -1).mean(axis=1)
+def mean_sem(values: np.ndarray, counted: np.ndarray | None = None) -> tuple[float, float]:
+    """Mean over data and its standard error over data; first averaged over the outputs that count."""
+    values = values.reshape(len(values), -1)
+    values = values.mean(axis=1) if counted is None or values.shape != counted.shape else np.average(
+        np.where(counted, values, 0.0), axis=1, weights=counted)
     known = len(values) > 1 and np.isfinite(values).all()
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if known else np.nan
 
@@ -255,23 +273,30 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
 
     Notes
     -----
-    The predictive law is the mixture over draws. log p(y|x) = log mean_θ p(y|x, θ) is too low by half its variance
-    over draws at finite numbers of draws; ``mean_log_predictive_density_mcse`` says how well it is known.
+    Data that the model masks (`numpyro.handlers.mask`) are not scored: they are in no average, and their number is in
+    ``dataset.attrs["num_masked"]``. The predictive law is the mixture over draws. log p(y|x) = log mean_θ p(y|x, θ) is
+    too low by half its variance over draws at finite numbers of draws; ``mean_log_predictive_density_mcse`` says how
+    well it is known.
     """
     x, y = check_data(x, y)
     bound = bind(model, x)
     bound.check_params(posterior.samples, "posterior")
     targets = bound.targets(y)
     key = jax.random.key(0) if key is None else key
-    law = predictive(bound, posterior, x, targets, key)
+    counted = counted_data(bound, posterior, x)
+    seen = np.flatnonzero(counted.any(axis=1))
+    law = {k: v[:, seen] for k, v in predictive(bound, posterior, x, targets, key).items()}
     kept = _usable(law, posterior)
     law = {k: v[kept] for k, v in law.items()}
     ll = law.pop("log_likelihood")
-    table = score_table(law, np.asarray(targets, np.float64).reshape(num_points(x), -1), ll, levels,
-                        check_count(num_bins, "num_bins", 2), check_count(max_draws, "max_draws", 2))
-    dataset, name, kind = table
-    _name_infinite(dataset, name, y)
-    dataset.attrs |= {"num_draws": int(kept.sum()), "num_left_out": int((~kept).sum()), "method": posterior.method}
+    dataset, name, kind = score_table(law, np.asarray(targets, np.float64).reshape(num_points(x), -1)[seen], ll, levels,
+                                      check_count(num_bins, "num_bins", 2), check_count(max_draws, "max_draws", 2),
+                                      None if counted[seen].all() else counted[seen])
+    _name_infinite(dataset, name, np.asarray(y)[seen])
+    if len(seen) < len(counted):
+        dataset = dataset.assign_coords(point=seen)
+    dataset.attrs |= {"num_draws": int(kept.sum()), "num_left_out": int((~kept).sum()), "method": posterior.method,
+                      "num_masked": len(counted) - len(seen)}
     return Scores(dataset, name, kind)
 
 
@@ -329,9 +354,12 @@ def check_levels(levels: Any) -> list[float]:
     return found
 
 
-def score_table(law: dict[str, np.ndarray], y: np.ndarray, ll: np.ndarray, levels, num_bins: int,
-                max_draws: int) -> tuple[xr.Dataset, str, str]:
-    """The Dataset of `Scores`, from components (draw, n, outputs), targets (n, outputs), log-likelihoods (draw, n)."""
+def score_table(law: dict[str, np.ndarray], y: np.ndarray, ll: np.ndarray, levels, num_bins: int, max_draws: int,
+                counted: np.ndarray | None = None) -> tuple[xr.Dataset, str, str]:
+    """The Dataset of `Scores`, from components (draw, n, outputs), targets (n, outputs), log-likelihoods (draw, n).
+
+    Of targets of several outputs, ``counted`` (n, outputs) says which entries do.
+    """
     levels = check_levels(levels)
     classes = "classes" in law
     discrete = classes or "probs" in law
@@ -342,23 +370,25 @@ def score_table(law: dict[str, np.ndarray], y: np.ndarray, ll: np.ndarray, level
         "log_predictive_density": ("point", lpd), name: (("point", "output"), score),
         "pit": (("point", "output", "bound"), interval),
     }
-    summary = {"mean_log_predictive_density": mean_sem(lpd), f"mean_{name}": mean_sem(score)}
+    summary = {"mean_log_predictive_density": mean_sem(lpd), f"mean_{name}": mean_sem(score, counted)}
     if discrete:
         p = law["classes" if classes else "probs"].mean(axis=0)
         right = (p.argmax(axis=1) == y[:, 0])[:, None] if classes else (p > 0.5) == (y > 0.5)
-        summary["accuracy"] = mean_sem(right.astype(float))
+        summary["accuracy"] = mean_sem(right.astype(float), counted)
         kind, confidence = "reliability", p.max(axis=1) if classes else p.ravel()
         happened = right[:, 0] if classes else y.ravel() > 0.5
+        if counted is not None and not classes:
+            confidence, happened = confidence[counted.ravel()], happened[counted.ravel()]
         curve = reliability(confidence, happened, num_bins)
         seen = curve["calibration_count"] > 0
         gap = np.abs(curve["calibration_observed"] - curve["calibration_predicted"])[seen]
         data["calibration_error"] = float(np.average(gap, weights=curve["calibration_count"][seen]))
     else:
         mean = law["loc" if "loc" in law else "rate" if "rate" in law else "draws"].mean(axis=0)
-        squares, error = mean_sem((mean - y) ** 2)
+        squares, error = mean_sem((mean - y) ** 2, counted)
         summary["rmse"] = (np.sqrt(squares), error / (2 * np.sqrt(squares)) if squares > 0 else 0.0)
-        kind, curve = "pit", pit_curve(interval)
-    covered = [mean_sem(coverage(interval, level, discrete)) for level in levels]
+        kind, curve = "pit", pit_curve(interval, counted)
+    covered = [mean_sem(coverage(interval, level, discrete), counted) for level in levels]
     data |= {"coverage": ("level", [c for c, _ in covered]), "coverage_sem": ("level", [e for _, e in covered])}
     data |= {k: ("bin", v) for k, v in curve.items()}
     for k, (value, error) in summary.items():
@@ -379,10 +409,11 @@ def reliability(confidence: np.ndarray, happened: np.ndarray, num_bins: int) -> 
             "calibration_upper": upper, "calibration_count": count}
 
 
-def pit_curve(interval: np.ndarray) -> dict[str, np.ndarray]:
+def pit_curve(interval: np.ndarray, counted: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Fraction of data below each predictive quantile, with 95 % Wilson intervals; outputs of a datum count as one."""
     below = np.stack([overlap(interval, 0.0, q) for q in CURVE_LEVELS])
-    observed, count = below.mean(axis=(1, 2)), np.full(len(CURVE_LEVELS), float(interval.shape[0]))
+    observed = np.average(below.reshape(len(below), -1), axis=1, weights=None if counted is None else counted.ravel())
+    count = np.full(len(CURVE_LEVELS), float(interval.shape[0]))
     lower, upper = _wilson(observed, count)
     return {"calibration_predicted": CURVE_LEVELS.copy(), "calibration_observed": observed, "calibration_lower": lower,
             "calibration_upper": upper, "calibration_count": count}
@@ -438,13 +469,15 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     bound.check_params(posterior.samples, "posterior")
     draws = {s: posterior.flat()[s] for s in bound.names}
     ll = map_draws(_log_likelihood_one, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
+    seen = np.flatnonzero(counted_data(bound, posterior, x).any(axis=1))
+    ll = np.asarray(ll, np.float64)[:, seen]
     bad = np.flatnonzero(np.isnan(ll).any(axis=1))
     if bad.size:
         raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
                          f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
-    found = arviz_bridge.loo(np.asarray(ll, np.float64).reshape(posterior.num_chains, posterior.num_draws, -1))
+    found = arviz_bridge.loo(ll.reshape(posterior.num_chains, posterior.num_draws, -1))
     elpd, k, p_loo = found["elpd"].values, found["pareto_k"].values, float(found["p_loo"])
-    each = log_mean_exp(np.asarray(ll, np.float64), axis=0) - elpd
+    each = log_mean_exp(ll, axis=0) - elpd
     faults = _loo_faults(each, k, p_loo, sum(int(np.prod(s.shape)) for s in bound.sites))
     total, error = float(elpd.sum()), len(elpd) * mean_sem(elpd)[1]
     verdict = (f"leave-one-out is unusable here: {'; '.join(faults)}. Score data that were held out "
@@ -454,7 +487,7 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
         warnings.warn(verdict, UserWarning, stacklevel=2)
     out = found.assign(elpd_sum=total, elpd_sum_sem=error, num_bad=int((k > found.attrs["good_k"]).sum()),
                        usable=not faults)
-    return out.assign_attrs(verdict=verdict)
+    return out.assign_coords(point=seen).assign_attrs(verdict=verdict)
 
 
 def _loo_faults(each: np.ndarray, k: np.ndarray, p_loo: float, parameters: int) -> list[str]:

@@ -457,6 +457,27 @@ def test_compare_other_models():
     assert "conservative" in str(found)
 
 
+def test_masked_data_are_not_compared():
+    def model(inputs, y=None):
+        w = numpyro.sample("w", dist.Normal(0, 1).expand([2]).to_event(1))
+        with numpyro.handlers.mask(mask=inputs["keep"]):
+            numpyro.sample("y", dist.Normal(inputs["x"] @ w, 0.5), obs=y)
+
+    x = {"x": X_NEW, "keep": np.arange(8) % 4 != 1}
+    y = np.where(x["keep"], Y_NEW, 1e5).astype(np.float32)
+    flows = []
+    for i in range(2):
+        posterior = brg.Posterior({"w": jnp.asarray(fresh(i).normal(size=(4, 25, 2)), jnp.float32)},
+                                  {"independent": True})
+        flows.append(brg.renormalize(model, posterior, brg.fisher(model, posterior, x), cutoffs=[0.0, 1.0],
+                                     key=jax.random.key(i)))
+    d = diag.compare(*flows, x, y, num_permutations=199, progress_bar=False).dataset.isel(cutoff=0)
+    for i, flow in enumerate(flows):
+        one = diag.scores(model, flow.posterior, x, y, levels=(0.5, 0.9)).dataset
+        assert float(d["log_predictive_density"][i]) == pytest.approx(float(one["mean_log_predictive_density"]))
+        np.testing.assert_allclose(d["coverage"][i], one["coverage"])
+
+
 def test_independent_draws_are_not_judged_by_rhat():
     """The worst R-hat of many outputs of independent draws is above 1.01 by chance; of chains that is a fault."""
     draws = np.random.default_rng(0).normal(size=(4, 120, 300, 1))

@@ -186,6 +186,41 @@ def test_leave_one_out_against_refitting():
     assert bool(found["usable"]) and found.attrs["verdict"].startswith(f"elpd {np.sum(exact):.1f}"[:8])
 
 
+@pytest.mark.filterwarnings("ignore:leave-one-out is unusable")  # the draws are not this posterior's
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_masked_data_are_in_no_average(outputs):
+    """Every third datum masked, its target 1e6: scores, leave-one-out and comparison are those without it; of two
+    outputs one alone may be masked, and the other counts."""
+    keep = np.ones((30, outputs), bool)
+    keep[::3] = False
+    keep[1, -1] = outputs == 1  # of two outputs, the second of this datum
+    y = np.where(keep, fresh(7).normal(size=(30, outputs)), 1e6).astype(np.float32)
+
+    def model(inputs, y=None):
+        w = numpyro.sample("w0", dist.Normal(0, 1).expand([2, outputs]).to_event(2))
+        with numpyro.handlers.mask(mask=inputs["keep"]):
+            numpyro.sample("y", dist.Normal(inputs["x"] @ w, 0.5), obs=y)
+
+    def data(rows):
+        return {"x": X[rows], "keep": keep[rows]}
+
+    rows = np.flatnonzero(keep.any(axis=1))
+    draws, every = weights(400, outputs=outputs, std=0.1), np.arange(30)
+    found, expected = (diag.scores(model, draws, data(r), y[r]).dataset for r in (every, rows))
+    assert found.attrs["num_masked"] == 10 and found["point"].values.tolist() == rows.tolist()
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+    plain = diag.scores(brg.mlp((), out=outputs, likelihood=brg.gaussian(0.5)), draws, X[rows], y[rows]).dataset
+    each = np.average(plain["crps"], axis=1, weights=keep[rows])
+    assert float(found["mean_crps"]) == pytest.approx(each.mean(), rel=1e-5)
+    assert float(found["rmse"]) < 2
+    one, other = (diag.loo(model, draws, data(r), y[r]) for r in (every, rows))
+    for name in ("elpd", "elpd_sum", "elpd_sum_sem", "p_loo"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+    with pytest.raises(ValueError, match="masks all data"):
+        diag.scores(model, draws, {"x": X, "keep": np.zeros_like(keep)}, y)
+
+
 def test_leave_one_out_says_when_it_is_unusable():
     """Noise far below the posterior's spread: importance weights of every datum rest on a draw or two."""
     with pytest.warns(UserWarning, match="leave-one-out is unusable here: 30 of 30 data have a Pareto k above 0.7; "

@@ -69,8 +69,8 @@ def test_every_measured_point_is_inside_its_axes(run):
     flows = {method: experiment.flow_of(run, method) for method in ("independent", "fitted")}
     figure = experiment.extras(run, flows)["field"]
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert "points on the right: the same (up to" in titles[0]
-    assert "points on the right: not the same, as terms interfere (up to" in titles[2]
+    assert "points on the right,\nthe same (up to" in titles[0]
+    assert "points on the right,\nnot the same, as terms interfere (up to" in titles[2]
     for ax in figure.axes:
         low, high = ax.get_ylim()
         points = np.concatenate([bars.lines[0].get_ydata() for bars in ax.containers])
