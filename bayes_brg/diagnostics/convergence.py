@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,7 +121,8 @@ def judge(data: xr.Dataset, posterior: Posterior, max_rhat: float = 1.01, min_es
     """
     shape = (data.sizes["chain"], data.sizes["draw"])
     draws = [data[name].transpose("chain", "draw", ...).values.reshape(*shape, -1) for name in data.data_vars]
-    bad = ~np.logical_and.reduce([np.isfinite(values).all(-1) for values in draws])
+    finite = {str(name): np.isfinite(values).all(-1) for name, values in zip(data.data_vars, draws, strict=True)}
+    bad = Counter({name: int((~good).sum()) for name, good in finite.items() if not good.all()})
     function = _measures(data)
     weights = _measures(arviz_bridge.posterior_datasets(posterior)["posterior"])
     rows = {f"{name} (function space)": _row(function, str(name)) for name in data.data_vars}
@@ -129,7 +131,7 @@ def judge(data: xr.Dataset, posterior: Posterior, max_rhat: float = 1.01, min_es
     table = pd.DataFrame(rows).T
     independent = bool(np.any(np.asarray(posterior.stats.get("independent", False))))
     weight_rows = table.iloc[len(data.data_vars):]
-    judged = _Judged(table.iloc[:len(data.data_vars)], posterior, int(bad.sum()),
+    judged = _Judged(table.iloc[:len(data.data_vars)], posterior, bad,
                      still=all(bool(v.all()) for v in function["constant"].data_vars.values()),
                      stuck=bool((weight_rows["constant"] > 0).any()))
     faults = judged.broken() or ([] if independent else judged.unmixed(max_rhat, min_ess))
@@ -166,11 +168,11 @@ def _row(measures: dict[str, xr.Dataset], name: str) -> dict[str, float]:
 
 
 class _Judged(NamedTuple):
-    """What a verdict rests on: the function-space rows of the table, and how many draws are not finite."""
+    """What a verdict rests on: the function-space rows of the table, and how many draws of each are not finite."""
 
     table: pd.DataFrame
     posterior: Posterior
-    bad: int
+    bad: Counter[str]
     still: bool  # every output is the same in all draws
     stuck: bool  # some entry of a parameter is
 
@@ -178,7 +180,7 @@ class _Judged(NamedTuple):
         """Faults that leave nothing to judge, or that independent draws can have too."""
         size = self.posterior.size
         if self.bad:
-            return [f"{self.bad} of {size} draws give a value that is not finite"]
+            return [f"{count} of {size} draws give a {name} that is not finite" for name, count in self.bad.items()]
         if self.still:
             return ["the output never moves: all draws agree at every point"]
         return []

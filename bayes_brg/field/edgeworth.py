@@ -21,6 +21,7 @@ from scipy.special import ndtr
 from ..core.arrays import check_floats, read_array
 from . import symmetric_tensors
 from .cumulants import Cumulants, cholesky, field_tensors
+from .draws import largest
 
 __all__ = [
     "EdgeworthReport",
@@ -55,7 +56,12 @@ def _expansion(phi: Any, k: Cumulants, order: int) -> tuple[Any, Any, Any]:
     lower, inverse = cholesky(t["k2"])
     host = symmetric_tensors.namespace(t)
     # In the whitened field u the propagator is 1, and every contraction is a plain trace.
-    u = (phi - t["mean"]) @ inverse.T
+    with np.errstate(invalid="ignore", over="ignore"):  # said by name
+        u = (phi - t["mean"]) @ inverse.T
+    if xp is np and not (np.abs(u) <= largest(3)).all():
+        at = tuple(int(i[0]) for i in np.nonzero(~(np.abs(u) <= largest(3))))
+        raise ValueError(f"phi is {phi[at[:-1]]} at index {at[:-1]}: not finite, or so many standard deviations from "
+                         "the mean that the sixth power of their number leaves float64")
     logp = -0.5 * (u**2).sum(-1) - host.log(host.diagonal(lower)).sum() - 0.5 * num_points * np.log(2 * np.pi)
     k3 = symmetric_tensors.transform(t["k3"], inverse, 3, host) if "k3" in t else None
     k4 = symmetric_tensors.transform(t["k4"], inverse, 4, host) if "k4" in t else None
@@ -106,6 +112,11 @@ def edgeworth_pdf(phi: Any, k: Cumulants, order: int = 2) -> Any:
     -------
     array (...)
         Density, in units of 1/field^M.
+
+    Raises
+    ------
+    ValueError
+        For NumPy values that are not finite, or whose polynomials are not.
 
     Notes
     -----

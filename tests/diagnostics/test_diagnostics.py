@@ -209,7 +209,9 @@ def test_exact_draws_are_not_said_to_be_unconverged():
     assert found and found.independent and str(found).startswith("independent; 40 members. Note: this does not say")
     broken = base.replace(samples={s: v.at[0, 3].set(jnp.inf) for s, v in base.samples.items()})
     found = diag.convergence(NET, broken, X)
-    assert not found and "independent; 40 members; 1 of 40 draws" in str(found)
+    assert not found and "independent; 40 members; 1 of 40 draws give a phi that is not finite" in str(found)
+    far = np.where(np.arange(len(Y)) == 2, 1e20, Y).astype(np.float32)  # its square leaves float32
+    assert "40 of 40 draws give a loss that is not finite" in diag.convergence(NET, base, X, far).reason
 
 
 @pytest.mark.filterwarnings("error")

@@ -429,6 +429,16 @@ def test_changes_along_a_flow_have_paired_errors():
     assert "variance_change" not in single
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e200, np.inf, np.nan])
+def test_densities_far_out_are_named(value):
+    k = Cumulants(k2=np.eye(2), k3=np.zeros((2,) * 3), k4=np.full((2,) * 4, 0.1))
+    for density in (edgeworth_pdf, edgeworth_logpdf):
+        with pytest.raises(ValueError, match=r"at index \(1,\): not finite, or so many"):
+            density(np.array([[0.0, 1.0], [0.5, value]]), k)
+    assert edgeworth_pdf(np.array([40.0, 0.0]), k) == 0
+
+
 def test_couplings_that_leave_float64_are_refused():
     with pytest.raises(ValueError, match=r"coupling of the action leaves float64: k2 is up to 1e-160; scale the field"):
         action(Cumulants(k2=1e-160 * np.eye(1), k4=np.ones((1,) * 4)))
