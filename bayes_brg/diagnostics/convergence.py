@@ -198,7 +198,8 @@ class _Judged(NamedTuple):
         if constant and self.stuck:
             faults.append(f"{constant} outputs and some parameters never move")
         if not worst["rhat"] <= max_rhat:
-            faults.append(f"the worst R-hat is {worst['rhat']:.3f}, above {max_rhat:g}")
+            told = f"{worst['rhat']:.3f}" if worst["rhat"] < 1000 else f"{worst['rhat']:.1g}"
+            faults.append(f"the worst R-hat is {told}, above {max_rhat:g}")
         for name in ("bulk", "tail"):
             if not worst[name] >= min_ess:
                 faults.append(f"the smallest {name} ESS is {worst[name]:.0f} of {self.posterior.size} draws, below "
