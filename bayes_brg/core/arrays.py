@@ -24,8 +24,12 @@ RESOLUTION = 1e-3  # of its spread, by which rounding may move a column
 _finite: dict[int, weakref.ref] = {}
 
 
-def _refuse(name: str, what: str, remedy: str) -> TypeError:
-    return TypeError(f"{name} must hold real numbers, got {what}; {remedy}")
+class NotNumbers(TypeError, ValueError):
+    """Raised for arrays of anything but real numbers."""
+
+
+def _refuse(name: str, what: str, remedy: str) -> NotNumbers:
+    return NotNumbers(f"{name} must hold real numbers, got {what}; {remedy}")
 
 
 def place(index: Any) -> str:
@@ -123,8 +127,8 @@ def read_array(value: Any, name: str, *, finite: bool = True) -> Any:
 
     Raises
     ------
-    TypeError
-        Text, times, complex numbers, records, objects that are not numbers.
+    NotNumbers
+        Text, times, complex numbers, records, objects that are not numbers; a TypeError and a ValueError.
     ValueError
         Masked, missing or non-finite entries, rows that differ in length.
     """

@@ -184,6 +184,7 @@ def compare(flow_a: Any, flow_b: Any, x=None, y=None, *, labels: Sequence[str] |
     say how. The metrics of the flows may differ; equal cutoffs then mean equal Fisher information under each flow's
     own metric. Each critical scale is that of the flow along all its own cutoffs, whichever are compared.
     """
+    mesh = mesh if mesh is None else check_inputs(mesh, "mesh")
     sides, x, y, keep = _sides(flow_a, flow_b, x, y, mesh)
     check_choice(correction, "correction", CORRECTIONS)
     if not 0 < alpha < 1:
@@ -245,8 +246,6 @@ def _sides(flow_a: Any, flow_b: Any, x: Any, y: Any, mesh: Any) -> tuple[list[Si
     elif x is None or y is None:
         raise ValueError("compare needs held-out data x and y; only runs have their own")
     x, y = check_data(x, y)
-    if mesh is not None:
-        check_inputs(mesh, "mesh")
     sides: list[Side] = [Made(flow, x) if side is None else side
                          for flow, side in zip((flow_a, flow_b), stored, strict=True)]
     kinds = [side.likelihood.name for side in sides if side.likelihood is not None]

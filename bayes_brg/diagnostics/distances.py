@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 from scipy.spatial.distance import cdist
 
+from ..core.arrays import check_floats
 from ..core.checks import check_choice, check_count, check_key
 from ..core.jackknife import jackknife
 from ..field.draws import Draws, cut, read_draws, slowest
@@ -101,8 +102,8 @@ def read(phi: Any, name: str) -> Draws:
     """Draws at one cutoff, at least two."""
     try:
         draws = read_draws(phi, 2, 2)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
     if draws.cutoff is not None and len(draws.cutoff) > 1:
         raise ValueError(f"{name} has {len(draws.cutoff)} cutoffs; take one, phi.isel(cutoff=i)")
     return draws
@@ -323,7 +324,7 @@ def adjust(p_values: Any, method: str = "holm") -> np.ndarray:
         Same shape.
     """
     check_choice(method, "correction", CORRECTIONS)
-    p = np.asarray(p_values, dtype=float)
+    p = check_floats(p_values, "p_values", finite=False)
     out = np.full(p.shape, np.nan)
     seen = np.isfinite(p)
     if not seen.any():

@@ -195,8 +195,7 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     if params is None:
         mode = _maximise(target, key, x, y, "unconstrained", num_starts, num_steps, learning_rate, init, progress_bar)
     else:
-        bound.check_params(params, "params", lead=0)
-        mode = target.unconstrain(params, x, y)
+        mode = target.unconstrain(bound.check_params(params, "params", lead=0), x, y)
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "draws")))(jnp.arange(count))
     whitened = isinstance(bound, BoundNetwork) and target.whitened
     around = _around_network if whitened else _around

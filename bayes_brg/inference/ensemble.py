@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 import optax
 from threadpoolctl import threadpool_limits
 
+from ..core.arrays import check_array
 from ..core.batching import as_chains, default_chunk, map_draws, progress
 from ..core.checks import check_choice, check_count, check_data, check_key, check_positive, num_points
 from ..core.keys import name_key
@@ -184,11 +185,12 @@ def readout_posterior(model: Callable, x, y, *, key, num_samples: int = 1000, hi
     key = name_key(key, "readout_posterior")
     draws = draw_prior(bound, name_key(key, "init"), x, count)
     trained = bound.network.readout_sites
-    for s, value in (hidden or {}).items():
-        if bound.site(s).shape != jnp.shape(value):
-            raise ValueError(f"hidden[{s!r}] has shape {jnp.shape(value)}, the model expects {bound.site(s).shape}")
+    for s, given in (hidden or {}).items():
+        value = check_array(given, f"hidden[{s!r}]", axes=())
+        if bound.site(s).shape != value.shape:
+            raise ValueError(f"hidden[{s!r}] has shape {value.shape}, the model expects {bound.site(s).shape}")
         if s not in trained:
-            draws[s] = jnp.broadcast_to(jnp.asarray(value, draws[s].dtype), draws[s].shape)
+            draws[s] = jnp.broadcast_to(value.astype(draws[s].dtype), draws[s].shape)
     draws = exact_readout(bound, draws, x, y, key, trained, progress_bar)
     stats = {"independent": True, "log_joint": as_chains(log_joint(bound, draws, x, y))}
     return Posterior(as_chains(draws), stats, "readout_posterior", trained)

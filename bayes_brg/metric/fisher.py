@@ -214,8 +214,7 @@ def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[P
     if not isinstance(at, str):
         if not isinstance(at, dict):
             raise TypeError(f"at must be 'draw', 'mean', 'map' or a dict of site to array, got {type(at).__name__}")
-        bound.check_params(at, "at", lead=0)
-        given = {s: check_array(at[s], f"at[{s!r}]", finite=False, axes=()) for s in bound.names}
+        given = bound.check_params(at, "at", lead=0)
         whole = {s for s, v in given.items() if not jnp.issubdtype(v.dtype, jnp.floating)}  # nothing to differentiate
         return {s: v.astype(float) if s in whole and not bound.site(s).discrete else v for s, v in given.items()}, None
     check_choice(at, "at", ("draw", "mean", "map"))

@@ -210,17 +210,19 @@ class BoundModel:
         """Bring targets to the observed site's shape. General models say for themselves what they accept."""
         return check_array(y, "y", finite=False)
 
-    def check_params(self, samples: Mapping, source: str, lead: int = 2) -> None:
-        """Refuse draws whose sites or shapes are not the model's."""
+    def check_params(self, samples: Mapping, source: str, lead: int = 2) -> Params:
+        """Values of the model's sites out of `samples`; refuse those whose sites or shapes are not the model's."""
         missing = [s for s in self.names if s not in samples]
         if missing:
             raise ValueError(f"{source} lacks the site(s) {', '.join(missing)} of the model; "
                              f"it has {', '.join(samples)}")
+        params = {s: check_array(samples[s], f"{source}[{s!r}]", finite=False, axes=()) for s in self.names}
         for site in self.sites:
-            shape = tuple(jnp.shape(samples[site.name]))[lead:]
+            shape = params[site.name].shape[lead:]
             if shape != site.shape:
                 raise ValueError(f"{source}: site {site.name!r} has shape {shape} per draw, the model expects "
                                  f"{site.shape} for these inputs")
+        return params
 
     def parents(self, x: Any) -> dict[str, tuple[str, ...]]:
         """Latent sites on which each latent site's prior depends."""
@@ -296,6 +298,9 @@ def bind(model: Callable, x: Any) -> BoundModel:
         with handlers.block():
             trace = handlers.trace(NamedSeed(model, key)).get_trace(x, None)
     except TypeError as error:
+        if "string indexing" in str(error):
+            raise TypeError("the model asks for columns of x by name, but x is one array here, as a DataFrame becomes: "
+                            "pass a dict of columns, {name: frame[name] for name in frame}") from error
         raise TypeError(f"the model cannot be called as model(x, None): {error}; bind other arguments with "
                         "functools.partial or a lambda") from error
     for name, site in trace.items():
