@@ -158,7 +158,7 @@ def _compare(arguments: argparse.Namespace) -> None:
                 raise ValueError(f"{diverged} members of {method!r} in {run.path} diverged, and flows made anew "
                                  "hold all members; leave --experiment out")
         flows = [experiment.flow_of(run, method) for run, method in pair]
-        found = compare(flows[0], flows[1], first.data["x_test"].values, first.data["y_test"].values, labels=labels,
+        found = compare(flows[0], flows[1], first.inputs("x_test"), first.data["y_test"].values, labels=labels,
                         progress_bar=not arguments.quiet)
     out = Path(arguments.out) if arguments.out else first.path / "comparisons"
     stem = "_".join(label.replace(":", "-") for label in labels)
@@ -168,6 +168,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     with store.replacing(out / f"{stem}.png") as temporary:
         plots.comparison(found).savefig(temporary, format="png", dpi=150)
     if not arguments.quiet:
+        if "y_scale" in first.data.attrs:
+            print(f"φ, loss and log density are those of standardised targets, whose unit is "
+                  f"{first.data.attrs['y_scale']:.4g} of {first.data.attrs['units'] or 'the data'}")
         print(f"{found}\n{out}: {stem}.csv, {stem}.nc, {stem}.png")
 
 
@@ -203,7 +206,8 @@ def report(run) -> str:
         lines.append("not finished; stages done: " + (", ".join(manifest["stages"]) or "none"))
     if run.file("summary", None, ".csv").is_file():
         table = run.summary[list(COLUMNS)].rename(columns=COLUMNS)
-        lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input, by cutoff Λ (per datum)",
+        units = f", in units of {run.data.attrs['units']}" if run.data.attrs.get("units") else ""
+        lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input{units}, by cutoff Λ (per datum)",
                   table.to_string(index=False, float_format=lambda v: f"{v:.4g}")]
     if manifest["results"]:
         lines.append("")

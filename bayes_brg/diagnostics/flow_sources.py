@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from typing import Any
 
@@ -74,12 +73,10 @@ class Stored:
         self.cutoffs = self.available = self.data["cutoff"].values.astype(float)
         again = "; run it again with this version, or pass the flow, experiment.flow_of(run, method), which " \
                 "`bayes-brg compare` does with --experiment FILE"
-        if "x_test" not in run.data:
-            raise ValueError(f"the inputs of {run.path} are not one array{again}")
         if "likelihood" not in self.data.attrs:
             raise ValueError(f"{run.path} does not say which of this package's likelihoods its model has{again}")
         self.likelihood = Likelihood(self.data.attrs["likelihood"], float(self.data.attrs["likelihood_scale"]))
-        self.x, self.y = check_data(run.data["x_test"].values, run.data["y_test"].values)
+        self.x, self.y = check_data(run.inputs("x_test"), run.data["y_test"].values)
         # As the run made its flow: stream "flow" of the seed, there the method's, and there `renormalize`'s refills.
         key = name_key(jax.random.key(run.settings["seed"]), "flow")
         self.stream = _data(name_key(name_key(key, method), "refill"))
@@ -90,8 +87,7 @@ class Stored:
 
     @cached_property
     def independent(self) -> bool:
-        scalars = store.read_dataset(self.run.file("posterior", self.label), "sample_stats").attrs.get("scalars", "{}")
-        return bool(json.loads(scalars).get("independent", False))
+        return self.run.independent(self.label)
 
     def _at(self, scales: np.ndarray) -> np.ndarray:
         return np.abs(self.cutoffs - np.asarray(scales, float)[:, None]).argmin(axis=1)
@@ -121,17 +117,24 @@ def _data(key: jax.Array) -> list:
     return np.asarray(jax.random.key_data(key)).tolist()
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two inputs, arrays or dicts and tuples of them, are equal."""
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
 def same_data(sides: list[Stored], x: Any, y: Any) -> tuple[Any, Any]:
     """The held-out data of stored flows, if they are the same, and those given where any are."""
     first = sides[0]
     remedy = "leave x and y out, or pass the flow, experiment.flow_of(run, method), which can be asked anywhere"
     for other in sides[1:]:
-        if not (np.array_equal(first.x, other.x) and np.array_equal(first.y, other.y)):
+        if not (_same(first.x, other.x) and _same(first.y, other.y)):
             raise ValueError(f"{first.run.path} and {other.run.path} have other held-out data; compare runs of the "
                              "same data (settings, seed), or flows, which `bayes-brg compare` makes with --experiment "
                              "FILE")
     for name, given, held in (("x", x, first.x), ("y", y, first.y)):
-        if given is not None and not np.array_equal(np.asarray(given), held):
+        if given is not None and not _same(given, held):
             raise ValueError(f"{name} is not the held-out data of {first.run.path}, the only one its stored flow "
                              f"knows; {remedy}")
     return first.x, first.y

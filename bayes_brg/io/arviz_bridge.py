@@ -22,6 +22,7 @@ import xarray as xr
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
+from ..core.checks import check_inputs
 from ..field.correlators import block_cumulants
 from ..field.cumulants import Cumulants
 from ..flow.flow import Flow
@@ -64,6 +65,41 @@ def escape(name: str, reserved: Iterable[str] = _DIMS) -> str:
 def unescape(name: str) -> str:
     """The site's name that `escape` took."""
     return urllib.parse.unquote(name)
+
+
+# -- inputs that are not one array ----------------------------------------------------------------------------
+def leaf_variables(name: str, value: Any, axis: str | None = None) -> dict[str, Any]:
+    """The arrays of inputs as variables of a Dataset: ``x``, or ``x['a']``, ``x[0]`` for those of a dict or tuple.
+
+    The first dimension is `axis`, common to all; the others are of each leaf's own.
+    """
+    variables = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        label, array = escape(name + jax.tree_util.keystr(path)), np.asarray(leaf)
+        lead = () if axis is None else (axis,)
+        variables[label] = ((*lead, *(f"{label}_dim_{i}" for i in range(array.ndim - len(lead)))), array)
+    return variables
+
+
+def tree_names(name: str, value: Any) -> Any:
+    """Inputs with the names of their arrays in place of these, as JSON holds it; None for other containers."""
+    if isinstance(value, dict):
+        parts = {k: tree_names(f"{name}[{k!r}]", v) for k, v in value.items()}
+        return {"dict": parts} if all(isinstance(k, str) for k in parts) and None not in parts.values() else None
+    if type(value) in (list, tuple):
+        items = [tree_names(f"{name}[{i}]", v) for i, v in enumerate(value)]
+        return None if None in items else {type(value).__name__: items}
+    return name if hasattr(value, "shape") else None
+
+
+def tree_from(names: Any, dataset: xr.Dataset) -> Any:
+    """The inputs that `leaf_variables` took apart, by what `tree_names` gave."""
+    if isinstance(names, str):
+        return dataset[escape(names)].values
+    ((kind, parts),) = names.items()
+    if kind == "dict":
+        return {k: tree_from(v, dataset) for k, v in parts.items()}
+    return {"list": list, "tuple": tuple}[kind](tree_from(v, dataset) for v in parts)
 
 
 # -- posteriors as Datasets -----------------------------------------------------------------------------------
@@ -200,7 +236,8 @@ def to_arviz(obj: Any, model: Any = None, x: Any = None, y: Any = None, *, cumul
     model : callable, optional
         For a Posterior: the model whose output to include, together with `x`. A Flow knows its own.
     x : array (n, dim), optional
-        Inputs at which to include the output φ. A Flow needs it.
+        Inputs at which to include the output φ. A Flow needs it. Those of a dict or tuple become the variables
+        ``x['a']`` or ``x[0]`` of ``constant_data``, each of its own shape.
     y : array (n, ...), optional
         Targets: a Flow then includes its loss, and the group ``observed_data`` is made.
     cumulants : int, optional
@@ -231,39 +268,41 @@ def to_arviz(obj: Any, model: Any = None, x: Any = None, y: Any = None, *, cumul
     """
     if isinstance(obj, Cumulants):
         return _container({"posterior": cumulant_variables(obj)}, {"inference_library": "bayes_brg"})
-    groups: dict[str, xr.Dataset]
-    if isinstance(obj, xr.Dataset):
-        if not {"phi", "cutoff"} <= set(obj.variables):
-            raise ValueError(f"the Dataset has no flow: it needs 'phi' and 'cutoff', it has {', '.join(obj.variables)}")
-        groups = {"posterior": xr.Dataset(flow_variables(obj["phi"], obj.get("loss")))}
-    elif isinstance(obj, Posterior):
-        if (model is None) != (x is None):
-            raise ValueError("pass both model and x to include the output phi, or neither")
-        groups = posterior_datasets(obj, reserved=() if model is None else ("phi",))
-        if model is not None:
-            phi = np.asarray(predict(model, obj, x, batch_size, progress_bar=progress_bar))
-            groups["posterior"]["phi"] = xr.DataArray(
-                phi, dims=("chain", "draw", "point", "output"), attrs={"output_of": "network"},
-                coords={"point": np.arange(phi.shape[2]), "output": np.arange(phi.shape[3])})
-    elif isinstance(obj, Flow):
-        if x is None:
-            raise ValueError("a flow has outputs only at inputs: pass x=")
-        groups = {"posterior": xr.Dataset(flow_variables(
-            obj.predict(x, progress_bar=progress_bar),
-            None if y is None else obj.loss(x, y, progress_bar=progress_bar)))}
-        groups["sample_stats"] = posterior_datasets(obj.posterior)["sample_stats"]
-    else:
-        raise TypeError(f"to_arviz takes a Posterior, a Flow or the Dataset of a stored flow, got {type(obj).__name__}")
+    groups = _groups(obj, model, x, y, batch_size, progress_bar)
     if cumulants is not None:
         if "phi" not in groups["posterior"] or "output_of" not in groups["posterior"]["phi"].attrs:
             raise ValueError("cumulants are those of the output phi: pass model and x too")
         groups["cumulants"] = cumulant_variables(block_cumulants(groups["posterior"]["phi"], cumulants))
     for group, name, value in (("constant_data", "x", x), ("observed_data", "y", y)):
-        if value is not None and not isinstance(value, Mapping):
-            array = np.asarray(value)
-            dims = ("point", *(f"{name}_dim_{i}" for i in range(array.ndim - 1)))
-            groups[group] = xr.Dataset({name: (dims, array)}, {"point": np.arange(array.shape[0])})
+        if value is not None:
+            variables = leaf_variables(name, check_inputs(value, name), "point")
+            groups[group] = xr.Dataset(variables, {"point": np.arange(len(next(iter(variables.values()))[1]))})
     return _container(groups, {"inference_library": "bayes_brg"})
+
+
+def _groups(obj: Any, model: Any, x: Any, y: Any, batch_size: int | None, show: bool) -> dict[str, xr.Dataset]:
+    """What `to_arviz` makes of the object itself."""
+    if isinstance(obj, xr.Dataset):
+        if not {"phi", "cutoff"} <= set(obj.variables):
+            raise ValueError(f"the Dataset has no flow: it needs 'phi' and 'cutoff', it has {', '.join(obj.variables)}")
+        return {"posterior": xr.Dataset(flow_variables(obj["phi"], obj.get("loss")))}
+    if isinstance(obj, Posterior):
+        if (model is None) != (x is None):
+            raise ValueError("pass both model and x to include the output phi, or neither")
+        groups = posterior_datasets(obj, reserved=() if model is None else ("phi",))
+        if model is not None:
+            phi = np.asarray(predict(model, obj, x, batch_size, progress_bar=show))
+            groups["posterior"]["phi"] = xr.DataArray(
+                phi, dims=("chain", "draw", "point", "output"), attrs={"output_of": "network"},
+                coords={"point": np.arange(phi.shape[2]), "output": np.arange(phi.shape[3])})
+        return groups
+    if not isinstance(obj, Flow):
+        raise TypeError(f"to_arviz takes a Posterior, a Flow or the Dataset of a stored flow, got {type(obj).__name__}")
+    if x is None:
+        raise ValueError("a flow has outputs only at inputs: pass x=")
+    phi, loss = obj.predict(x, progress_bar=show), None if y is None else obj.loss(x, y, progress_bar=show)
+    return {"posterior": xr.Dataset(flow_variables(phi, loss)),
+            "sample_stats": posterior_datasets(obj.posterior)["sample_stats"]}
 
 
 def from_arviz(idata: Any) -> Posterior:

@@ -30,7 +30,7 @@ import pandas as pd
 import xarray as xr
 
 from ..posterior import Posterior
-from .arviz_bridge import posterior_datasets, posterior_from_datasets
+from .arviz_bridge import posterior_datasets, posterior_from_datasets, tree_from
 
 __all__ = ["Run", "load_posterior", "load_run", "save_posterior"]
 
@@ -148,6 +148,25 @@ def drop_weights(path: Path) -> None:
     write_datasets(path, {"sample_stats": read_dataset(path, "sample_stats")})
 
 
+def in_units(flow: xr.Dataset) -> xr.Dataset:
+    """A stored flow in the data's own units, where its targets were standardised.
+
+    The first output φ becomes ``y_mean + y_scale * φ``; a squared loss is multiplied by ``y_scale²``, and a −log p gets
+    the Jacobian, ``+ log y_scale``. Further outputs stay as the model has them.
+    """
+    if "y_scale" not in flow.attrs:
+        return flow
+    mean, scale, units = (flow.attrs[name] for name in ("y_mean", "y_scale", "units"))
+    phi, loss = (flow[name].astype(float) for name in ("phi", "loss"))
+    first = phi.isel(output=[0]) * float(scale) + float(mean)
+    own = xr.concat([first, phi.isel(output=slice(1, None))], "output") if phi.sizes["output"] > 1 else first
+    shifted = loss + math.log(scale) if loss.attrs.get("units") == "nats" else loss * float(scale) ** 2
+    found = flow.assign(phi=own.transpose(*phi.dims).assign_attrs(phi.attrs | {"units": units or "own units"}),
+                        loss=shifted.assign_attrs(loss.attrs))
+    found.attrs = {k: v for k, v in flow.attrs.items() if k not in ("y_mean", "y_scale")}
+    return found
+
+
 # -- runs -----------------------------------------------------------------------------------------------------
 def method_file(stem: str, name: str, methods: list[str], suffix: str) -> str:
     """File of a method's stage: the first method is the main one and has the plain name."""
@@ -222,6 +241,35 @@ class Run:
         """The flow of each method, as `flow`."""
         return {m: self._read(self.file("flow", m), read_dataset) for m in self.methods}
 
+    @cached_property
+    def own_units(self) -> dict[str, xr.Dataset]:
+        """`flows` in the data's own units, for people: what summaries, figures and the report show.
+
+        The same as `flows` unless the targets were standardised; then these hold φ and loss as the model has them.
+        """
+        return {m: in_units(flow) for m, flow in self.flows.items()}
+
+    @property
+    def truth(self) -> float | None:
+        """True φ at the characteristic input, first output, in the data's own units, where the experiment gives it."""
+        if "truth" not in self.data:
+            return None
+        attrs = self.data.attrs
+        return float(self.data["truth"].values[0]) * attrs.get("y_scale", 1.0) + attrs.get("y_mean", 0.0)
+
+    def independent(self, method: str) -> bool:
+        """Whether a method's draws are independent of each other, by its own word; known without its weights too."""
+        stats = self._read(self.file("posterior", method), lambda path: read_dataset(path, "sample_stats"))
+        return bool(json.loads(stats.attrs.get("scalars", "{}")).get("independent", False))
+
+    def inputs(self, name: str) -> Any:
+        """``"x"``, ``"x_test"`` or ``"x_probe"`` as the model takes them: an array, or a dict or tuple of arrays."""
+        names = json.loads(self.data.attrs["trees"])[name]
+        if names is None:
+            raise ValueError(f"{name} of {self.path} is no array, dict, list or tuple, and cannot be read back; pass "
+                             "the flow, experiment.flow_of(run, method)")
+        return tree_from(names, self.data)
+
     def read_flow(self, method: str) -> xr.Dataset:
         """The flow of one method, without reading the others'."""
         return self._read(self.file("flow", method), read_dataset)
@@ -249,7 +297,7 @@ class Run:
 
     @cached_property
     def data(self) -> xr.Dataset:
-        """``x, y, x_test, y_test, x_probe`` and, where the experiment gives it, ``phi_true``."""
+        """``x, y, x_test, y_test, x_probe``, as the model takes them, and ``truth`` where the experiment gives it."""
         return self._read(self.path / "data.nc", read_dataset)
 
     @cached_property

@@ -39,6 +39,12 @@ from .style import (
 )
 
 
+def _units(phi: Any) -> str:
+    """Units of φ for an axis, where its attributes name them."""
+    found = [getattr(array, "attrs", {}).get("units", "") for array in _by_label(phi).values()]
+    return f" ({found[0]})" if found and found[0] else ""
+
+
 # -- one scale ------------------------------------------------------------------------------------------------
 @_styled
 def distribution(phi: Any, truth: float | None = None, *, ax: Axes | None = None, bins: int = 40,
@@ -102,7 +108,7 @@ def distribution(phi: Any, truth: float | None = None, *, ax: Axes | None = None
         entries[entry] = handle
     if truth is not None:
         entries[f"true value {truth:.4g}"] = ax.axvline(truth, color=COLOURS[2], linestyle=":", linewidth=2)
-    ax.set_xlabel(r"output $\phi$")
+    ax.set_xlabel(r"output $\phi$" + _units(phi))
     ax.set_ylabel("probability density")
     ax.set_xlim(edges[0], edges[-1])
     ax.xaxis.set_major_locator(MaxNLocator(6))
@@ -249,8 +255,8 @@ def moments_along_flow(phi: Any, *, truth: float | None = None, critical_scale: 
         left.axhline(truth, color=COLOURS[2], linestyle=":", linewidth=2, label=f"true value {truth:.4g}")
     for ax in (left, right):
         _mark_critical(ax, critical_scale, label=ax is right)
-    left.set_ylabel(r"mean of $\phi$")
-    right.set_ylabel(r"variance of $\phi$")
+    left.set_ylabel(r"mean of $\phi$" + _units(phi))
+    right.set_ylabel(r"variance of $\phi$" + (_units(phi) and f"{_units(phi)[:-1]}, squared)"))
     _legend(left)
     _legend(right)
     return _figure(left)

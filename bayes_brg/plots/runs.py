@@ -76,12 +76,12 @@ def run_figures(run: Any) -> dict[str, Figure]:
         of the main method with the others beside it. Where the experiment measures them, ``field_cumulants`` and
         ``field_couplings`` at the characteristic input.
     """
-    kept = {method: flow.where(~flow["diverged"]) for method, flow in run.flows.items()}
+    kept = {method: flow.where(~flow["diverged"]) for method, flow in run.own_units.items()}
     phi = {m: f["phi"].isel(point=f.attrs["characteristic_point"], output=0) for m, f in kept.items()}
     loss = {m: f["loss"] for m, f in kept.items()}
     main = run.flow.attrs
     critical = tuple(main.get(k, np.nan) for k in ("critical_scale", "critical_scale_lower", "critical_scale_upper"))
-    truth = float(run.data["truth"].values[0]) if "truth" in run.data else None
+    truth = run.truth
     with matplotlib.rc_context(STYLE):
         before, loss_figure = (Figure(figsize=(5.8, 4.4), layout="constrained") for _ in range(2))
         either = Figure(figsize=(9.6, 7.8), layout="constrained")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from ..core.checks import check_data, num_points
+from ..core.checks import check_data, check_finite, check_positive, num_points
 from ..io import arviz_bridge
 
 __all__ = ["Data", "data_dataset"]
@@ -30,6 +31,11 @@ class Data:
         The one input at which the distribution of φ is followed; default the first test input.
     truth : float or array, optional
         The true φ at the characteristic input.
+    y_mean, y_scale : float
+        Where targets are standardised: what they were measured as is ``y_mean + y_scale * y``. Tables, figures, scores
+        and the report of a run are then in the data's own units.
+    units : str
+        What these are, or the target's name.
     """
 
     x: Any
@@ -38,12 +44,24 @@ class Data:
     y_test: Any
     characteristic: Any = None
     truth: Any = None
+    y_mean: float = 0.0
+    y_scale: float = 1.0
+    units: str = ""
 
     def __post_init__(self):
+        check_finite(self.y_mean, "y_mean")
+        check_positive(self.y_scale, "y_scale")
         for inputs, targets in (("x", "y"), ("x_test", "y_test")):
             x, y = check_data(getattr(self, inputs), getattr(self, targets))
             object.__setattr__(self, inputs, x)
             object.__setattr__(self, targets, y)
+
+    @property
+    def standardised(self) -> dict[str, Any]:
+        """How targets were standardised, as attributes of what is stored; empty where they were not."""
+        if (self.y_mean, self.y_scale) == (0.0, 1.0):
+            return {}
+        return {"y_mean": float(self.y_mean), "y_scale": float(self.y_scale), "units": self.units}
 
     def outputs_at(self) -> tuple[Any, int]:
         """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""
@@ -58,19 +76,14 @@ class Data:
 
 def data_dataset(data: Data, x_probe: Any) -> xr.Dataset:
     """Data and probe inputs as a run keeps them, leaf by leaf."""
-    variables = {}
+    variables: dict[str, Any] = {}
     x_eval, at = data.outputs_at()
     named = {"x": ("train", data.x), "y": ("train", data.y), "x_test": ("test", data.x_test),
              "y_test": ("test", data.y_test), "x_probe": ("probe", x_probe)}
     for name, (axis, value) in named.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-            label = arviz_bridge.escape(name + jax.tree_util.keystr(path))
-            array = np.asarray(leaf)
-            variables[label] = ((axis, *(f"{label}_dim_{i}" for i in range(array.ndim - 1))), array)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x_eval):
-        label = arviz_bridge.escape("characteristic" + jax.tree_util.keystr(path))
-        array = np.asarray(leaf)[at]
-        variables[label] = (tuple(f"{label}_dim_{i}" for i in range(array.ndim)), array)
+        variables |= arviz_bridge.leaf_variables(name, value, axis)
+    variables |= arviz_bridge.leaf_variables("characteristic", jax.tree.map(lambda a: np.asarray(a)[at], x_eval))
     if data.truth is not None:
         variables["truth"] = (("output",), np.atleast_1d(np.asarray(data.truth, dtype=float)))
-    return xr.Dataset(variables)
+    trees = {name: arviz_bridge.tree_names(name, value) for name, (_, value) in named.items()}
+    return xr.Dataset(variables, attrs={"trees": json.dumps(trees), **data.standardised})

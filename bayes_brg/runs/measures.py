@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import xarray as xr
 from scipy import stats
 
 from ..core.jackknife import block_jackknife
+from ..diagnostics.scores import Scores
 from ..field.correlators import cumulants
 from ..field.couplings import running_couplings
 from ..flow.critical_scale import critical_scale
@@ -20,7 +22,7 @@ from ..model.bound import bind
 from ..posterior import Posterior
 from .data import Data
 
-__all__ = ["measure", "measure_couplings", "summarize"]
+__all__ = ["measure", "measure_couplings", "scores_in_units", "summarize"]
 
 QUANTILES = (0.05, 0.95)
 PHI_STATISTICS: dict[str, Callable[..., Any]] = {
@@ -49,7 +51,8 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
         ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
         ``likelihood`` and ``likelihood_scale`` where it is one of this package's,
         ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
-        ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge.
+        ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge. φ and loss are as the
+        model has them; where targets were standardised ``y_mean``, ``y_scale`` and ``units`` say how.
     """
     x, at = data.outputs_at()
     phi, loss = flow.predict(x), flow.loss(data.x_test, data.y_test)
@@ -61,7 +64,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
                          f"not finite, or not below {max_loss:g}{_stable_rate(flow.posterior)}")
     critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
     attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
-             "num_members": diverged.size, "num_diverged": int(diverged.sum())}
+             "num_members": diverged.size, "num_diverged": int(diverged.sum()), **data.standardised}
     likelihood = bind(flow.model, x).likelihood
     if likelihood is not None:
         attrs |= {"likelihood": likelihood.name, "likelihood_scale": float(likelihood.scale)}
@@ -118,6 +121,17 @@ def _stable_rate(posterior: Posterior) -> str:
         return ""
     rates = np.asarray(posterior.stats["largest_stable_rate"])
     return f"; their largest stable learning rates are {rates.min():.3g} to {rates.max():.3g}"
+
+
+def scores_in_units(found: Scores, scale: float) -> Scores:
+    """Scores of standardised targets as those of the data's own units: errors by `scale`, densities by its Jacobian."""
+    if scale == 1:
+        return found
+    d = found.dataset
+    new = {n: d[n] * scale for n in d.data_vars if str(n).removesuffix("_sem") in ("crps", "mean_crps", "rmse")}
+    shift = np.log(scale) * d.sizes["output"]
+    new |= {n: d[n] - shift for n in ("log_predictive_density", "mean_log_predictive_density")}
+    return replace(found, dataset=d.assign(new))
 
 
 def summarize(flow: xr.Dataset, blocks: int = 25) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +13,19 @@ import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
+from markupsafe import Markup
 
-from ..core.keys import name_key
 from ..diagnostics.convergence import Convergence, judge
 from ..diagnostics.scores import scores, scores_of_phi
 from ..io.store import Run, load_run, replacing
 from ..metric.metric import spectrum_table
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior
-from . import html
-from .experiment import Experiment, load_experiment
+from . import html, verdicts
+from .experiment import Experiment, load_experiment, named_figures
+from .measures import scores_in_units
+from .stages import caption, make_data
+from .verdicts import Verdict, plus_minus
 
 __all__ = ["report"]
 
@@ -33,7 +36,8 @@ OWN_TABLES = ("summary",)
 
 
 def report(run: Run | str | Path, path: str | Path | None = None, *,
-           experiment: Experiment | str | Path | None = None) -> Path:
+           experiment: Experiment | str | Path | None = None,
+           figures: Mapping[str, Callable[[Run], Any]] | Sequence[Callable[[Run], Any]] = ()) -> Path:
     """Write one HTML page about a run, with its figures inside; it needs neither network nor script.
 
     Parameters
@@ -45,11 +49,14 @@ def report(run: Run | str | Path, path: str | Path | None = None, *,
     experiment : Experiment, str or Path, optional
         The experiment of the run, or the file that declares it. With it, calibration is known for any NumPyro model,
         and the spectrum for runs that did not keep it; both are made anew from the stored draws.
+    figures : sequence of callables, or mapping of str to callable
+        Further figures: each ``draw(run)`` returns a matplotlib Figure, shown with the first line of its docstring.
 
     Returns
     -------
     Path
-        The file written. Cutoffs Λ and stiffness are per datum, φ and its moments in units of the output.
+        The file written. Cutoffs Λ and stiffness are per datum; φ, its moments, losses and scores in the data's own
+        units, also where an experiment has standardised its targets.
 
     Raises
     ------
@@ -65,7 +72,7 @@ def report(run: Run | str | Path, path: str | Path | None = None, *,
     target = Path(path) if path is not None else run.path / "report.html"
     if target.is_dir():
         raise ValueError(f"{target} is a directory; name the file to write, such as {target / 'report.html'}")
-    seen = _Seen(run, experiment)
+    seen = _Seen(run, experiment, named_figures(figures))
     sections = [html.Section(name, title, _guarded(body, seen)) for name, (title, body) in SECTIONS.items()]
     state = "finished" if run.finished else "not finished: the sections below say what is missing"
     subtitle = [f"A run of bayes_brg {run.manifest.get('versions', {}).get('bayes_brg', '')}; {state}.",
@@ -81,7 +88,7 @@ class Missing(Exception):
     """A section's data are not in the run; the message says how to get them."""
 
 
-def _guarded(body: Callable[[_Seen], str], seen: _Seen) -> str:
+def _guarded(body: Callable[[_Seen], Markup], seen: _Seen) -> Markup:
     """A section, or what it lacks. A section that fails must not lose the others."""
     try:
         return body(seen)
@@ -97,6 +104,7 @@ class _Seen:
 
     run: Run
     experiment: Experiment | None
+    figures: Mapping[str, Callable[[Run], Any]]
 
     @property
     def main(self) -> str:
@@ -104,8 +112,8 @@ class _Seen:
 
     @cached_property
     def kept(self) -> dict[str, xr.Dataset]:
-        """Flows without the members that diverged."""
-        return {m: flow.where(~flow["diverged"]) for m, flow in self.run.flows.items()}
+        """Flows in the data's own units, without the members that diverged."""
+        return {m: flow.where(~flow["diverged"]) for m, flow in self.run.own_units.items()}
 
     @cached_property
     def phi(self) -> dict[str, xr.DataArray]:
@@ -118,9 +126,33 @@ class _Seen:
         value, low, high = (float(found.get(f"critical_scale{s}", np.nan)) for s in ("", "_lower", "_upper"))
         return value, low, high
 
+    @property
+    def units(self) -> str:
+        """Units of y, in words."""
+        return self.run.data.attrs.get("units") or "units of y"
+
     @cached_property
-    def truth(self) -> float | None:
-        return float(self.run.data["truth"].values[0]) if "truth" in self.run.data else None
+    def flat(self) -> dict[str, Verdict]:
+        """Whether the loss is flat up to Λ_C, of each method."""
+        found = {}
+        for m, flow in self.kept.items():
+            spectrum = self.run.spectra.get(m)
+            found[m] = verdicts.flat(flow["loss"], self.run.flows[m]["stiff_fraction"].values,
+                                     None if spectrum is None else verdicts.zero_share(spectrum))
+        return found
+
+    @cached_property
+    def gaussian(self) -> dict[str, Verdict]:
+        """Whether φ at the characteristic input is Gaussian at Λ = 0, of each method."""
+        return {m: verdicts.gaussian(phi.sel(cutoff=0).transpose("chain", "draw").values,
+                                     independent=self.run.independent(m)) for m, phi in self.phi.items()}
+
+    def right(self, method: str) -> Verdict | None:
+        """Whether φ at the characteristic input has its true value in the mean, where that is known."""
+        first = self.start(method)
+        return None if self.run.truth is None else verdicts.agree(
+            first["phi_mean"], first["phi_mean_se"], self.run.truth,
+            "The mean of φ at the characteristic input, against its true value")
 
     @cached_property
     def convergence(self) -> dict[str, Convergence]:
@@ -164,46 +196,38 @@ def _spaced(size: int) -> np.ndarray:
     return np.linspace(0, size - 1, min(size, ENTRIES)).round().astype(int)
 
 
-def _plus_minus(value: float, error: float) -> str:
-    """A value with its standard error, to two digits of the error."""
-    if not np.isfinite(error) or error <= 0:
-        return html.number(float(value))
-    if not 1e-4 <= error < 1e5:
-        return f"{value:.3g} ± {error:.1g}"
-    places = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:.{places}f} ± {error:.{places}f}"
-
-
 def _scale(attrs: Mapping[str, Any]) -> str:
     value, low, high = (attrs.get(f"critical_scale{s}") for s in ("", "_lower", "_upper"))
     if value is None or not np.isfinite(value):
         return "none"
-    if low is None or high is None or not np.isfinite([low, high]).all():
+    if low is None or high is None or np.isnan([low, high]).any():
         return f"{value:.3g}"
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    return f"{value:.3g} [{low:.3g}, {f'{high:.3g}' if np.isfinite(high) else 'beyond the last cutoff'}]"
 
 
 # -- sections -------------------------------------------------------------------------------------------------
-def _summary(seen: _Seen) -> str:
+def _summary(seen: _Seen) -> Markup:
     run, first = seen.run, seen.start(seen.main)
     attrs = run.flow.attrs
     verdict = seen.convergence[seen.main]
     items = [
         ("critical scale Λ_C, per datum", _scale(attrs), f"{seen.main}: {attrs['critical_scale_text']}"),
-        ("test loss at Λ = 0, median", _plus_minus(first["loss_median"], first["loss_median_se"]),
+        ("test loss at Λ = 0, median", plus_minus(first["loss_median"], first["loss_median_se"]),
          f"5 % to 95 % of members: {first['loss_q05']:.4g} to {first['loss_q95']:.4g}"),
-        ("φ at the characteristic input, Λ = 0, mean", _plus_minus(first["phi_mean"], first["phi_mean_se"]),
-         f"sd {_plus_minus(first['phi_std'], first['phi_std_se'])}"
-         + (f"; true value {seen.truth:.4g}" if seen.truth is not None else "")),
+        ("φ at the characteristic input, Λ = 0, mean", plus_minus(first["phi_mean"], first["phi_mean_se"]),
+         f"sd {plus_minus(first['phi_std'], first['phi_std_se'])}"
+         + (f"; true value {seen.run.truth:.4g}" if seen.run.truth is not None else "")),
         ("converged in function space", "yes" if verdict else "no", verdict.reason),
         ("members used", f"{int(first['num_members'])}", f"{int(first['num_diverged'])} diverged and are left out"),
     ]
-    return html.paragraph(
-        f"The main method, {seen.main}; errors are one standard error. Λ_C is where the loss along the flow leaves its "
-        "flat region: below it, what the flow has given back to the prior did not matter.") + html.facts(items)
+    judged = [seen.flat[seen.main], seen.gaussian[seen.main], seen.right(seen.main)]
+    return html.join(html.paragraph(
+        f"The main method, {seen.main}; errors are one standard error, φ and losses in {seen.units}. Λ_C is where the "
+        "median loss along the flow has grown by as much as its definition says."), html.facts(items),
+        *(html.verdict(v.holds, v.text) for v in judged if v is not None))
 
 
-def _what(seen: _Seen) -> str:
+def _what(seen: _Seen) -> Markup:
     run, m = seen.run, seen.run.manifest
     out = [html.paragraph("Settings of the experiment, the data it made or read, its random key, and the versions it "
                           "ran with. With the same key and versions, the draws are the same."),
@@ -218,31 +242,29 @@ def _what(seen: _Seen) -> str:
     out.append(html.table({"seed": key.get("seed"), "key": f"{key.get('data')} ({key.get('implementation')})",
                            "precision": m.get("precision"), **m.get("versions", {}),
                            **{k: _words(v) for k, v in m.get("platform", {}).items()}}, "Key, versions, platform"))
-    return "".join(out)
+    return html.join(*out)
 
 
 def _words(value: Any) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, (list, tuple)) else html.number(value)
 
 
-def _convergence(seen: _Seen) -> str:
+def _convergence(seen: _Seen) -> Markup:
     out = [html.paragraph(
         "Weights of a network can be permuted or rescaled without a change of its output, so the verdict is about φ at "
         "the test inputs and the test loss alone (function space); weight-space rows are for information. R-hat near "
         "1: chains agree. ESS: how many independent draws they are worth. At most 200 entries of φ and of each trained "
         "site, evenly spaced, are looked at.")]
     for method, found in seen.convergence.items():
-        word, kind = ("yes", "") if found else ("no", " no")
-        out.append(f"<h3>{html.text(method)}</h3>"
-                   f'<p class="verdict{kind}"><strong>Converged in function space: {word}.</strong> '
-                   f"{html.text(found.reason[:1].upper() + found.reason[1:])}</p>")
+        lead = f"Converged in function space: {'yes' if found else 'no'}."
+        out += [html.heading(method), html.verdict(bool(found), found.reason[:1].upper() + found.reason[1:], lead)]
         table = found.table.rename(columns=lambda c: c.replace("rhat", "R-hat").replace("ess", "ESS")
                                    .replace("mcse_per_sd", "MCSE/sd").replace("_", " "))
         out.append(html.table(table, f"{method}: worst and median over entries", index="quantity"))
-    return "".join(out)
+    return html.join(*out)
 
 
-def _spectrum(seen: _Seen) -> str:
+def _spectrum(seen: _Seen) -> Markup:
     from .. import plots
 
     spectra = dict(seen.run.spectra)
@@ -281,7 +303,7 @@ def _figure_of(draw: Callable[..., Any], *what: Any, size: tuple[float, float] =
     return figure
 
 
-def _loss(seen: _Seen) -> str:
+def _loss(seen: _Seen) -> Markup:
     from .. import plots
 
     loss = {m: f["loss"] for m, f in seen.kept.items()}
@@ -289,10 +311,9 @@ def _loss(seen: _Seen) -> str:
     start = seen.start(seen.main)
     where = _scale(seen.run.flow.attrs)
     return html.paragraph(
-        "The test loss stays flat while only sloppy directions are given back to the prior and grows once stiff ones "
-        "go. Dashed line and grey band: Λ_C of the main method with its interval. Behind "
-        "the break at the left edge: Λ = 0."
-    ) + html.figures(
+        f"The test loss as sloppy directions are given back to the prior, then stiffer ones; y in {seen.units}. Dashed "
+        "line and grey band: Λ_C of the main method with its interval. Behind the break at the left edge: Λ = 0."
+    ) + html.join(*(html.verdict(v.holds, v.text, f"{m}:") for m, v in seen.flat.items())) + html.figures(
         html.picture(_figure_of(plots.loss_along_flow, loss, critical_scale=seen.critical),
                      f"Test loss against cutoff: median {start['loss_median']:.4g} at cutoff 0; critical scale "
                      f"{where}.",
@@ -303,7 +324,7 @@ def _loss(seen: _Seen) -> str:
                      "Share of directions with λ of at least Λ, which the flow leaves as the posterior has them."))
 
 
-def _distributions(seen: _Seen) -> str:
+def _distributions(seen: _Seen) -> Markup:
     from ..plots.flow import _either_side, distribution
     from ..plots.style import _power
 
@@ -318,7 +339,7 @@ def _distributions(seen: _Seen) -> str:
         one = draws[seen.main].values
         title = rf"$\Lambda$ = {_power(scale)}" + side.replace("Λ_C", r"$\Lambda_C$")
         pictures.append(html.picture(
-            _figure_of(distribution, draws, seen.truth, title=title, size=(5.6, 4.6)),
+            _figure_of(distribution, draws, seen.run.truth, title=title, size=(5.6, 4.6)),
             f"Distribution of φ at cutoff {scale:g}{side}: mean {np.nanmean(one):.4g}, sd "
             f"{np.nanstd(one, ddof=1):.4g}.",
             f"Λ = {scale:.4g}{side}."))
@@ -326,10 +347,11 @@ def _distributions(seen: _Seen) -> str:
         "φ at the characteristic input (first output) before the flow, "
         + ("on either side of Λ_C" if finite else "on its way (there is no Λ_C)") + ", and at its end. Lines: "
         "the Gaussian of the same mean and variance; bars on the histogram: one standard error of independent draws a "
-        "bin.") + html.figures(*pictures)
+        "bin.") + html.join(*(html.verdict(v.holds, v.text, f"{m}, Λ = 0:") for m, v in seen.gaussian.items())
+                            ) + html.figures(*pictures)
 
 
-def _moments(seen: _Seen) -> str:
+def _moments(seen: _Seen) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -337,7 +359,7 @@ def _moments(seen: _Seen) -> str:
 
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        plots.moments_along_flow(seen.phi, truth=seen.truth, critical_scale=seen.critical,
+        plots.moments_along_flow(seen.phi, truth=seen.run.truth, critical_scale=seen.critical,
                                  axes=list(figure.subplots(1, 2)))
     first, last = seen.run.summary.iloc[0], seen.run.summary.iloc[-1]
     return html.paragraph("Mean and variance of φ at the characteristic input, with 95 % intervals.") + html.figures(
@@ -346,16 +368,16 @@ def _moments(seen: _Seen) -> str:
                      "Left the mean, right the variance, on a logarithmic scale.", wide=True))
 
 
-def _numbers(seen: _Seen) -> str:
+def _numbers(seen: _Seen) -> Markup:
     out = [html.paragraph("Everything above as numbers, one row a cutoff Λ (per datum): the test loss over members, φ "
                           "at the characteristic input; _se: one standard error. The same is in summary.csv.")]
     for method, table in seen.run.summaries.items():
         out.append(html.table(table.rename(columns=lambda c: c.replace("_", " ")), f"{method}, along the flow",
                               tall=True))
-    return "".join(out)
+    return html.join(*out)
 
 
-def _field(seen: _Seen) -> str:
+def _field(seen: _Seen) -> Markup:
     from .. import plots
     from ..plots.field import FIELD_FIGURES, FIELD_LABELS
 
@@ -380,7 +402,7 @@ def _field(seen: _Seen) -> str:
         one = table.isel(point=0)
         for i, cutoff in enumerate(one["cutoff"].values):
             rows.append({"method": method, "Λ": float(cutoff)} | {
-                words[n]: _plus_minus(float(one[n][i]), float(one[f"{n}_sem"][i]) if f"{n}_sem" in one else np.nan)
+                words[n]: plus_minus(float(one[n][i]), float(one[f"{n}_sem"][i]) if f"{n}_sem" in one else np.nan)
                 for n in words if n in one})
     return html.paragraph(
         "The outputs as a field at the characteristic input: its cumulants, and the couplings of the action of order "
@@ -390,19 +412,19 @@ def _field(seen: _Seen) -> str:
                                              tall=True)
 
 
-def _calibration(seen: _Seen) -> str:
+def _calibration(seen: _Seen) -> Markup:
     from .. import plots
 
     scored = {m: _scored(seen, m) for m in seen.run.methods}
     first = scored[seen.main]
     names = {"mean_log_predictive_density": "log predictive density (nats per datum)", f"mean_{first.name}":
-             {"crps": "CRPS (units of y)", "rps": "ranked probability score", "brier": "Brier score"}[first.name],
-             "rmse": "root mean squared error (units of y)", "accuracy": "accuracy"}
+             {"crps": f"CRPS ({seen.units})", "rps": "ranked probability score", "brier": "Brier score"}[first.name],
+             "rmse": f"root mean squared error ({seen.units})", "accuracy": "accuracy"}
     columns: dict[str, list[str]] = {}
     for m, one in scored.items():
         d = one.dataset
-        columns[m] = [_plus_minus(float(d[k]), float(d[f"{k}_sem"])) for k in names if k in d]
-        columns[m] += [_plus_minus(100 * c, 100 * e) for c, e in
+        columns[m] = [plus_minus(float(d[k]), float(d[f"{k}_sem"])) for k in names if k in d]
+        columns[m] += [plus_minus(100 * c, 100 * e) for c, e in
                        zip(d["coverage"].values, d["coverage_sem"].values, strict=True)]
     index = [v for k, v in names.items() if k in first.dataset]
     index += [f"coverage of {level:.0%} intervals (%)" for level in first.dataset["level"].values]
@@ -414,10 +436,15 @@ def _calibration(seen: _Seen) -> str:
         "where calibrated.",
         ("Fraction of test targets below each predictive quantile" if quantiles else
          "Observed frequency against predicted probability") + ", with 95 % Wilson intervals.")
+    judged = []
+    for m, one in scored.items():
+        nine = one.dataset.sel(level=0.9, method="nearest")
+        judged.append(verdicts.calibrated(float(nine["coverage"]), float(nine["coverage_sem"]), float(nine["level"]),
+                                          nine.sizes["point"], m))
     return html.paragraph(
         f"The predictive law at Λ = 0, noise included, against the {first.dataset.sizes['point']} targets of the "
-        "experiment's test points. An interval that should hold 90 % of the data does so where the method is "
-        "calibrated; errors are one standard error over data." + few) + html.figures(picture) + html.table(
+        "experiment's test points; errors are one standard error over data." + few) + html.join(
+            *(html.verdict(v.holds, v.text) for v in judged)) + html.figures(picture) + html.table(
             pd.DataFrame(columns, index=index), "Scores at Λ = 0", index="score")
 
 
@@ -428,20 +455,21 @@ def _scored(seen: _Seen, method: str) -> Any:
         y = run.data["y_test"].values
         phi = flow["phi"].sel(cutoff=0).isel(point=slice(len(y))).transpose("chain", "draw", "point", "output").values
         phi = phi.reshape(-1, *phi.shape[2:])[~flow["diverged"].transpose("chain", "draw").values.ravel()]
-        return scores_of_phi(likelihood, phi, y, method=method)
+        return scores_in_units(scores_of_phi(likelihood, phi, y, method=method), flow.attrs.get("y_scale", 1.0))
     if seen.experiment is None:
         raise Missing("The run does not say what its model observes (it is a NumPyro model of its own, or an older "
                       "run). Give the file that declares the experiment, which then scores the stored draws: "
                       f"bayes-brg report {run.path} --experiment FILE.")
     settings = seen.experiment.with_settings(run.settings)
-    data = seen.experiment.data(settings, name_key(jax.random.key(settings.seed), "data"))
+    data = make_data(seen.experiment, settings)
     posterior, kept = run.posteriors[method], ~flow["diverged"].transpose("chain", "draw").values.ravel()
     if not kept.all():
         posterior = Posterior({s: v[None, kept] for s, v in posterior.flat().items()}, {}, posterior.method)
-    return scores(seen.experiment.model(settings), posterior, data.x_test, data.y_test)
+    found = scores(seen.experiment.model(settings), posterior, data.x_test, data.y_test)
+    return scores_in_units(found, data.y_scale)
 
 
-def _methods(seen: _Seen) -> str:
+def _methods(seen: _Seen) -> Markup:
     run = seen.run
     rows, reference = {}, seen.start(seen.main)
     for method in run.methods:
@@ -449,26 +477,30 @@ def _methods(seen: _Seen) -> str:
         error = float(np.hypot(first["phi_mean_se"], reference["phi_mean_se"]))
         apart = (first["phi_mean"] - reference["phi_mean"]) / error if method != seen.main and error > 0 else np.nan
         rows[method] = {
-            "Λ_C [interval]": _scale(attrs), "test loss, median": _plus_minus(first["loss_median"],
+            "Λ_C [interval]": _scale(attrs), "test loss, median": plus_minus(first["loss_median"],
                                                                            first["loss_median_se"]),
-            "φ mean": _plus_minus(first["phi_mean"], first["phi_mean_se"]),
-            "φ sd": _plus_minus(first["phi_std"], first["phi_std_se"]),
+            "φ mean": plus_minus(first["phi_mean"], first["phi_mean_se"]),
+            "φ sd": plus_minus(first["phi_std"], first["phi_std_se"]),
             f"φ mean less {seen.main}'s, in standard errors": f"{apart:.1f}" if np.isfinite(apart) else "–",
             "members": int(first["num_members"]), "diverged": int(first["num_diverged"]),
             "seconds": float(run.manifest["stages"].get(f"posterior {method}", {}).get("seconds", np.nan))}
+    judged = [verdicts.agree(first["phi_mean"] - reference["phi_mean"],
+                             np.hypot(first["phi_mean_se"], reference["phi_mean_se"]), 0.0,
+                             f"The mean of φ by {m}, less that by {seen.main}")
+              for m, first in ((m, seen.start(m)) for m in run.methods[1:])]
     words = ("Each method's posterior at Λ = 0, and its critical scale. Whole laws, scale by scale, are compared by "
              "bayes_brg.compare." if len(rows) > 1 else
              "The experiment has one method, so there is nothing to compare it with: name others in "
              "Experiment(infer=...).")
-    return html.paragraph(words) + html.table(pd.DataFrame(rows).T, "Methods at Λ = 0, ± one standard error",
-                                              index="method")
+    return html.join(html.paragraph(words), *(html.verdict(v.holds, v.text) for v in judged),
+                     html.table(pd.DataFrame(rows).T, "Methods at Λ = 0, ± one standard error", index="method"))
 
 
-def _extras(seen: _Seen) -> str:
+def _extras(seen: _Seen) -> Markup:
     run = seen.run
     pictures = {k: v for k, v in run.figures.items() if k not in OWN_FIGURES}
     tables = [p for p in sorted(run.path.glob("*.csv")) if not p.stem.startswith(OWN_TABLES)]
-    if not pictures and not tables:
+    if not pictures and not tables and not seen.figures:
         if not run.finished:
             raise Missing("What the experiment makes of its own comes last, and the run is not finished: run it again "
                           "to go on")
@@ -479,15 +511,18 @@ def _extras(seen: _Seen) -> str:
         title = run.manifest.get("captions", {}).get(name) or name.replace("_", " ")
         out.append(html.figures(html.picture(file.read_bytes(), f"{title}, a figure of the experiment {run.name}",
                                              f"{title} ({file.name})", wide=True)))
+    for name, draw in seen.figures.items():
+        title = caption(draw) or name.replace("_", " ")
+        out.append(html.figures(html.picture(draw(run), f"{title}, a figure made for this report", title, wide=True)))
     for file in tables:
         table = pd.read_csv(file)
         cut = len(table) > 200
         out.append(html.table(table.head(200).rename(columns=lambda c: str(c).replace("_", " ")),
                               file.name + (f", the first 200 of {len(table)} rows" if cut else ""), tall=True))
-    return "".join(out)
+    return html.join(*out)
 
 
-def _timings(seen: _Seen) -> str:
+def _timings(seen: _Seen) -> Markup:
     stages = seen.run.manifest["stages"]
     if not stages:
         raise Missing("No stage is finished yet: run the same command again to go on.")
@@ -499,7 +534,7 @@ def _timings(seen: _Seen) -> str:
     return html.paragraph("Wall time of each stage, compilation included.") + html.table(table, "Seconds a stage")
 
 
-def _reproduce(seen: _Seen) -> str:
+def _reproduce(seen: _Seen) -> Markup:
     run, m = seen.run, seen.run.manifest
 
     def written(value: Any) -> str:
@@ -519,13 +554,13 @@ def _reproduce(seen: _Seen) -> str:
         out.append(html.paragraph("The run does not know the file that declares it (it was started from Python): put "
                                   "its name in place of FILE.py."))
     if digest:
-        out.append(f"<p>SHA-256 of the file: <code>{html.text(digest)}</code></p>")
+        out.append(html.labelled("SHA-256 of the file", digest))
     out.append(html.paragraph("To read the run in Python:"))
     out.append(html.code(f'import bayes_brg as brg\nrun = brg.load_run("{run.path.name}")\nrun.flow, run.summary'))
-    return "".join(out)
+    return html.join(*out)
 
 
-SECTIONS: dict[str, tuple[str, Callable[[_Seen], str]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[_Seen], Markup]]] = {
     "summary": ("In short", _summary),
     "what": ("What was run", _what),
     "convergence": ("Convergence", _convergence),

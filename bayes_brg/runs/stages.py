@@ -148,12 +148,12 @@ def flow(work: Work, method: str) -> None:
 
 def summarise(work: Work) -> None:
     for method in work.run.methods:
-        write_table(work.run.file("summary", method, ".csv"), summarize(work.run.flows[method]))
+        write_table(work.run.file("summary", method, ".csv"), summarize(work.run.own_units[method]))
 
 
 def couplings(work: Work) -> None:
     for method in work.run.methods:
-        found = measure_couplings(work.run.flows[method], work.experiment.couplings)
+        found = measure_couplings(work.run.own_units[method], work.experiment.couplings)
         store.write_datasets(work.run.file("couplings", method), {None: found})
 
 

@@ -25,6 +25,7 @@ from ..inference.ensemble import ensemble
 from ..posterior import Posterior
 from .data import Data
 from .experiment import Experiment
+from .measures import scores_in_units
 
 __all__ = ["Table", "load_table", "table_experiment"]
 
@@ -100,6 +101,7 @@ class Table:
         Returns
         -------
         Data
+            With ``y_mean``, ``y_scale`` and the target's name, by which a run gives results in the target's own units.
 
         Raises
         ------
@@ -118,14 +120,16 @@ class Table:
         mean, scale = self.x[rows].mean(0), np.where(varies, self.x[rows].std(0), 1.0)
         x = np.where(varies, (self.x - mean) / scale, 0.0)
         y: np.ndarray = self.y
+        own: dict[str, Any] = {}
         if not self.classes:
             if np.ptp(self.y[rows]) == 0:
                 raise ValueError(f"target {self.target!r} is {self.y[rows][0]:g} in all {train} training rows; there "
                                  "is nothing to learn from them")
-            y = ((self.y - self.y[rows].mean()) / self.y[rows].std())[:, None]
+            own = {"y_mean": float(self.y[rows].mean()), "y_scale": float(self.y[rows].std()), "units": self.target}
+            y = ((self.y - own["y_mean"]) / own["y_scale"])[:, None]
         dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
         x, y = x.astype(dtype), y.astype(int if self.classes else dtype)
-        return Data(x[rows], y[rows], x[held], y[held])
+        return Data(x[rows], y[rows], x[held], y[held], **own)
 
 
 def load_table(path: str | Path, target: str = "") -> Table:
@@ -252,7 +256,7 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
     ``bayes-brg run FILE --data file.csv --target column`` sets the settings ``data`` and ``target``, which it has
     besides its own, as it has ``num_train`` (0: three quarters of the rows). The Fisher metric is averaged over the
     training inputs. When all is done, the held-out scores at Λ = 0 of every method, and of the single most probable
-    network (`map_estimate`), are left in ``scores.csv`` and ``figures/calibration.png``.
+    network (`map_estimate`), are left in ``scores.csv`` and ``figures/calibration.png``, in the target's own units.
 
     Parameters
     ----------
@@ -294,7 +298,8 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
         best = map_estimate(net, held["x"].values, held["y"].values, key=jax.random.key(chosen.seed))
         single = Posterior({s: v[None, None] for s, v in best.items()}, {"independent": True}, "map")
         methods = {m: flows[m].posterior for m in flows} | {"map": single}
-        found = {m: scores(net, p, held["x_test"].values, held["y_test"].values) for m, p in methods.items()}
+        found = {m: scores_in_units(scores(net, p, held["x_test"].values, held["y_test"].values),
+                                    held.attrs.get("y_scale", 1.0)) for m, p in methods.items()}
         rows = []
         for label, one in found.items():
             names = [n for n in one.dataset if not one.dataset[n].dims and not str(n).endswith("_mcse")]
