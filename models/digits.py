@@ -1,11 +1,9 @@
 """Ten classes from a real table: 1,797 handwritten digits of 8 × 8 points (scikit-learn's).
 
 All weights of a small network are sampled by the default method of `brg.sample`; an ensemble tied to its prior draws
-runs beside it. scores.csv and figures/calibration.png hold them against the single most probable network on held-out
-digits. Five hidden units do not settle on one way to tell ten digits apart, and the average over the ways that the data
-leave open predicts better than the likeliest of them, in log density and in accuracy. With ten units or more (``--set
-width=20``) the average is still as often right, but too cautious (its reliability curve lies above the diagonal), and
-the single network has the better log density: the cold-posterior effect.
+runs beside it. scores.csv, verdicts.csv and figures/calibration.png hold them against the single most probable network
+on held-out digits. Five hidden units can tell ten digits apart in several ways, over which the posterior averages; with
+more units (``--set width=20``) there is less to average over. Which of the two predicts better, verdicts.csv says.
 
 A table of your own takes the bundled one's place:
 

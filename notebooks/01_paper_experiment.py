@@ -13,6 +13,7 @@
 # %%
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -50,6 +51,10 @@ truth = float(run.data["truth"].values[0])
 critical = brg.critical_scale(loss)
 print(f"{flow.attrs['num_members']} members, {flow.attrs['num_diverged']} diverged.")
 print(f"In the parameter basis: {critical}.")
+for method in run.methods:
+    found = run.flows[method]
+    print(f"{method}: " + str(brg.verdicts.flat(found["loss"].where(~found["diverged"]), found["stiff_fraction"],
+                                                 brg.verdicts.zero_share(run.spectra[method]))))
 
 
 # %% [markdown]
@@ -65,9 +70,26 @@ def finite(values):
 
 fig, ax = plt.subplots(figsize=(5.4, 3.8), layout="constrained")
 plots.distribution(finite(phi.sel(cutoff=0)), truth=truth, ax=ax)
+first = run.summary.iloc[0]
+print(brg.verdicts.gaussian(phi.sel(cutoff=0).values, independent=True))
+print(brg.verdicts.agree(first["phi_mean"], first["phi_mean_se"], truth, "Its mean, against the true value"))
 
 # %% [markdown]
-# Figure 9: the loss on held-out points along the flow. Where it has doubled is Λ_C.
+# At the end of the flow the readouts are prior draws, and so are the features: φ has the law of the network at
+# initialisation. Without biases its excess kurtosis at one input is known exactly, 3 (Π_ℓ r_ℓ − 1) over the hidden
+# layers, with r = 1 + 2/n for a linear layer of n units and 1 + 5/n for a ReLU layer.
+
+# %%
+widths = (10, 10, wide.with_settings(WIDE).width)
+exact = 3 * ((1 + 2 / widths[0]) * (1 + 5 / widths[1]) * (1 + 5 / widths[2]) - 1)
+last = run.summary.iloc[-1]
+print(f"Excess kurtosis at initialisation, exact: {exact:.4f}; a Gaussian has 0.")
+print(brg.verdicts.agree(last["phi_excess_kurtosis"], last["phi_excess_kurtosis_se"], exact,
+                         "That of the members at the end of the flow (few draws put it too low)"))
+
+# %% [markdown]
+# Figure 9: the loss on held-out points along the flow. Λ_C is where it has doubled, so that up to Λ_C it is flat to a
+# factor of two at best; the sentences above say how far it is flat to 5 %.
 
 # %%
 fig, ax = plt.subplots(figsize=(5.8, 4), layout="constrained")
@@ -84,16 +106,38 @@ plots.moments_along_flow(phi, truth=truth, critical_scale=critical, axes=axes)
 
 # %%
 start, end = float(loss.sel(cutoff=0).median()), float(loss.isel(cutoff=-1).median())
-below = flow["cutoff"].values[flow["cutoff"].values < (float(critical) if np.isfinite(float(critical)) else np.inf)][-1]
 print(f"The median loss is {start:.3g} at Λ = 0 and {end:.3g} at the end, a factor of {end / start:.3g}.")
-print(f"At Λ = {below:g}, the last cutoff below Λ_C, {1 - float(flow['stiff_fraction'].sel(cutoff=below)):.1%} of the "
-      f"readout has been redrawn from the prior and the median loss has changed by "
-      f"{float(loss.sel(cutoff=below).median()) / start - 1:+.1%}.")
 
 # %% [markdown]
-# **What it means.** The sloppy part of the readout carries next to nothing of what was learned. Its size is a property
-# of the function and the inputs, not of the number of weights.
+# ## Full batch, or point by point?
 #
+# The paper's footnote 26 speaks of full-batch gradient descent. At the same rate and number of epochs, from the same
+# starting points: per-sample descent, which the run used, and full-batch descent on the mean and on the sum of the loss
+# over points. The loss is that on the training points, in squared units of y; that of predicting the mean of y
+# everywhere is printed beside.
+
+# %%
+s, x, y = wide.with_settings(WIDE), run.data["x"].values, run.data["y"].values
+ways = {"per-sample descent": ("sgd", s.learning_rate), "full-batch descent, mean loss": ("gd", s.learning_rate),
+        "full-batch descent, summed loss": ("gd", s.learning_rate * len(x))}
+reached = {}
+for name, (optimizer, rate) in ways.items():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # members that diverge are counted below
+        members = brg.ensemble(wide.model(s), x, y, key=jax.random.key(3), num_members=s.num_members, train="readout",
+                               optimizer=optimizer, learning_rate=rate, num_epochs=s.num_epochs, progress_bar=False)
+        outputs = np.asarray(brg.predict(wide.model(s), members, x, progress_bar=False), float)
+    with np.errstate(all="ignore"):
+        reached[name] = ((outputs - y) ** 2).mean(axis=(-2, -1)).ravel()
+    reached[name][reached[name] > 1e12] = np.inf
+print(f"{s.num_epochs} epochs at the rate {s.learning_rate:g}; the mean of y everywhere: a loss of {y.var():.3g}.")
+for name in ways:
+    print(f"{name}: median training loss {np.median(reached[name]):.3g}, "
+          f"{int(np.sum(~np.isfinite(reached[name])))} of {s.num_members} members diverged.")
+for name in list(ways)[1:]:
+    print(brg.verdicts.trained(reached[name], reached["per-sample descent"], name, "per-sample descent"))
+
+# %% [markdown]
 # **What to distrust.** A weight is sloppy if its own feature is small on the probe inputs, by itself. The diagonal of
 # the metric knows nothing of what several weights do together.
 
@@ -182,6 +226,9 @@ def told(flows, losses, critical, compared):
           f"{float(d['wasserstein'][worst]):.3g} ± {float(d['wasserstein_sem'][worst]):.2g}, which is "
           f"{float(d['wasserstein_relative'][worst]):.2g} of their total standard deviation.")
     print(f"Energy distance: {compared.verdict}.")
+    print(brg.verdicts.told_apart(d["energy_p"], "The laws of the flows in weights and in eigenmodes"))
+    for name, loss in losses.items():
+        print(f"{name}: {brg.verdicts.flat(loss, flows[name].stiff_fraction)}")
 
 
 def contrast(model, posterior, good, probe, x_test, y_test, num_cutoffs=6 if SMALL else 16):
@@ -216,15 +263,14 @@ posterior = deep.infer["ensemble"](model, data.x, data.y, keys[2], settings)
 fig = contrast(model, posterior, ~np.asarray(posterior.stats["diverged"]).ravel(), probe, data.x_test, data.y_test)
 
 # %% [markdown]
-# **What it means.** The first panel compares at equal Λ, the second at an equal number of directions kept; only the
+# **How to read it.** The first panel compares at equal Λ, the second at an equal number of directions kept; only the
 # second is a fair race, since an eigenvalue of the metric collects what many weights contribute. The sentences above
 # say how many directions each basis needs to keep the loss within a factor of two, and what the first step costs: just
 # above Λ = 0 the eigenmodes have given back everything that no probe input sees.
 #
 # Where the output is linear in what flows, as in the wide network, a mode without stiffness changes the output at no
-# probe input, however far it is moved, and at other inputs as little as the probe inputs are dense. In the deep network
-# the modes are those of its linearisation at each member. A direction that does nothing to first order is then moved by
-# a whole prior width, which is no small step, and many are moved at once.
+# probe input, however far it is moved. In the deep network the modes are those of its linearisation at each member, and
+# a direction that does nothing to first order is moved by a whole prior width.
 #
 # **What to distrust.** Stiffness is measured at the draw and used far from it. The inputs on which the metric is
 # averaged are part of the definition of the flow: with few of them there are more modes of stiffness zero. A distance

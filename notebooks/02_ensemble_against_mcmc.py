@@ -105,7 +105,22 @@ for name, found in compared.items():
     else:
         print("   No difference is found at any Λ with so many draws.")
     gain, error = (float(d[f"log_predictive_density_difference{s}"][0]) for s in ("", "_sem"))
-    print(f"   NUTS is ahead by {gain:.3g} ± {error:.2g} nats per held-out datum at Λ = 0.")
+    print("   " + str(brg.verdicts.ahead(gain, error, "NUTS", name, "nats per held-out datum at Λ = 0")))
+    ends = "At the last Λ, where both are the prior, the laws of NUTS and " + name
+    print("   " + str(brg.verdicts.told_apart(d["energy_p"][-1:], ends)))
+
+
+def spread(posterior):
+    """Log of the standard deviation of φ at the data, mean over points, with a standard error over blocks."""
+    phi = np.asarray(brg.predict(net, posterior, x, progress_bar=False), float).reshape(posterior.size, -1)
+    blocks = np.array([np.log(b.std(axis=0, ddof=1)).mean() for b in np.array_split(phi, 16)])
+    return blocks.mean(), blocks.std(ddof=1) / 4
+
+
+widths = {name: spread(p) for name, p in posteriors.items()}
+for name in ("gradient descent", "randomised MAP"):
+    gap, error = widths[name][0] - widths["NUTS"][0], np.hypot(widths[name][1], widths["NUTS"][1])
+    print(brg.verdicts.signed(gap, error, f"log of the spread over members at the data, {name} less NUTS"))
 
 # %% [markdown]
 # ## The control: where the ensemble is exact
@@ -127,12 +142,12 @@ for posterior in readout.values():
 control = brg.compare(*exact, x_test, y_test, labels=tuple(readout), num_permutations=PERMUTATIONS,
                       progress_bar=False)
 print(f"Exact against randomised MAP on the readout: {control.verdict}.")
+print(brg.verdicts.told_apart(control.dataset["energy_p"], "The laws of exact draws and of randomised MAP"))
 
 # %% [markdown]
-# **What it means.** Plain gradient descent knows neither the noise nor, once it has run long, the prior: it fits
-# the observed points, so that its members agree too well where there are data. Randomised MAP puts back both as noise
-# on targets and anchors; what is left of the difference is the curvature of the network. At large Λ all flows are the
-# prior, and no comparison may find anything there.
+# **How to read it.** Plain gradient descent knows neither the noise nor, once it has run long, the prior; randomised
+# MAP puts back both as noise on targets and anchors, and is exact where the network is linear in what it trains.
+# Whether that shows, and up to which Λ, the sentences above say.
 #
 # **What to distrust.** Gradient descent's answer depends on when it is stopped. NUTS is only as good as the verdict on
 # its convergence above. "No difference found" is a statement about the number of draws, and the number of points of

@@ -64,12 +64,15 @@ for width in (WIDTH, 4 * WIDTH, 16 * WIDTH):
                      "z": (value - known) / sem, "N κ4": width * value})
 prior_table = pd.DataFrame(rows)
 print(prior_table.to_string(index=False, float_format="{:.4g}".format))
-print(f"Largest |z| of {len(prior_table)}: {prior_table['z'].abs().max():.2f}.")
+print(brg.verdicts.agree(prior_table["κ4"], prior_table["±"], prior_table["exact"], "κ4, against the exact formula"))
+across = prior_table[prior_table["points"] == "(0, 0, 2, 2)"]
+print(brg.verdicts.signed(across["κ4"], across["±"], "κ4 between two inputs on either side of zero"))
+odd = prior_table[prior_table["points"] == "(0, 2, 2, 2)"]
+print(brg.verdicts.agree(odd["κ4"], odd["±"], 0.0, "κ4 with an odd number of points on a side, against 0"))
 
 # %% [markdown]
-# Between inputs on opposite sides of zero κ4 is negative: a hidden unit is on for one side or for the other, so a large
-# field here makes a large field there less likely, although the two are uncorrelated. With an odd number of points on a
-# side it is zero.
+# Between inputs on opposite sides of zero a hidden unit is on for one side or for the other, although the two fields
+# are uncorrelated: this is what the formula's sign comes from.
 
 # %% [markdown]
 # ## Edgeworth against the histogram
@@ -89,13 +92,19 @@ edges = sd * np.linspace(-3, 3, 25)
 counts, _ = np.histogram(one, edges)
 density = counts / len(one) / np.diff(edges)
 bars = np.sqrt(np.maximum(counts, 1)) / len(one) / np.diff(edges)
-rows = []
+rows, misfit = [], {}
 for order in (0, 2):
     fine = (edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(20) + 0.5) / 20)
     expected = np.asarray(brg.edgeworth_pdf(fine[..., None], k.at([0]), order=order)).mean(axis=1)
-    rows.append({"order": order, "χ² per bin": (((density - expected) / bars) ** 2).mean(),
+    misfit[order] = ((density - expected) / bars) ** 2
+    rows.append({"order": order, "χ² per bin": misfit[order].mean(),
                  "largest error / peak": np.abs(density - expected).max() / density.max()})
 print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format))
+less = misfit[0] - misfit[2]
+print(brg.verdicts.ahead(less.mean(), less.std(ddof=1) / np.sqrt(less.size), "The Edgeworth density", "the Gaussian",
+                         "in χ² per bin, over bins"))
+print(brg.verdicts.agree(misfit[2].mean(), np.sqrt(2 / less.size), 1.0, "χ² per bin of the Edgeworth density"))
+print(brg.verdicts.gaussian(one[None, :10_000], "φ at x = 1", independent=True))
 report = brg.edgeworth_report(k, phi=phi)
 for value, intervals, mass in zip(mesh[[0, 2], 0], report.intervals, report.negative_mass, strict=True):
     where = ", ".join(f"{low:.3g} to {high:.3g}" for low, high in intervals) or "nowhere"
@@ -103,8 +112,8 @@ for value, intervals, mass in zip(mesh[[0, 2], 0], report.intervals, report.nega
 print(f"The joint density is negative at {report.fraction:.2%} of the draws.")
 
 # %% [markdown]
-# Over the bins the expansion is closer than the Gaussian if its χ² is the smaller one; it is not the truth as long as
-# χ² per bin is not about 1, since κ4/κ2² of a network this narrow is not small.
+# Over the bins the expansion is closer than the Gaussian if its χ² is the smaller one, and the truth, as far as so many
+# draws can tell, if χ² per bin is about 1.
 
 # %% [markdown]
 # ## The action
@@ -121,11 +130,16 @@ for width in (WIDTH, 4 * WIDTH, 16 * WIDTH):
     rows.append({"N": width, "A": theory_of.quadratic[0, 0], "± ": theory_of.sem.quadratic[0, 0], "1/κ2": 1 / variance,
                  "g4": theory_of.quartic[0, 0, 0, 0], "±": theory_of.sem.quartic[0, 0, 0, 0],
                  "−κ4 exact/κ2⁴": -exact_kappa4((0,) * 4, width) / 0.5**4})
-print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format))
+actions = pd.DataFrame(rows)
+print(actions.to_string(index=False, float_format="{:.4g}".format))
+print(brg.verdicts.signed(actions["g4"], actions["±"], "The quartic coupling"))
+wide = actions.iloc[-2:]
+print(brg.verdicts.agree(wide["g4"].iloc[1] * 4, wide["±"].iloc[1] * 4, wide["g4"].iloc[0],
+                         f"4 g4 at width {wide['N'].iloc[1]}, against g4 at width {wide['N'].iloc[0]} (a fall as 1/N)"))
 
 # %% [markdown]
-# The quartic coupling is negative (heavier tails than a Gaussian) and falls as 1/N. An action with g₄ < 0 is not
-# bounded below: it describes the bulk of the field, and is not a density far out.
+# An action with g₄ < 0 (heavier tails than a Gaussian) is not bounded below: it describes the bulk of the field, and is
+# not a density far out.
 
 # %% [markdown]
 # ## Learning, and the flow back
@@ -149,12 +163,12 @@ for name in columns:
     shown[name], shown[f"± {name}"] = running[name].values[:, 0], running[f"{name}_sem"].values[:, 0]
 print(shown.to_string(index=False, float_format="{:.3g}".format))
 last = running.isel(cutoff=-1, point=0)
-print(f"κ4/κ2² at the end of the flow: {float(last['kurtosis']):.3g} ± {float(last['kurtosis_sem']):.2g}; the exact "
-      f"prior has {end:.3g}; the difference is "
-      f"{(float(last['kurtosis']) - end) / float(last['kurtosis_sem']):+.2f} standard errors.")
+print(brg.verdicts.agree(last["kurtosis"], last["kurtosis_sem"], end,
+                         "κ4/κ2² at the end of the flow, against the prior"))
 first = running.isel(cutoff=0, point=0)
 print(f"At Λ = 0 it is {float(first['kurtosis']):.3g} ± {float(first['kurtosis_sem']):.2g}, with the skewness "
-      f"{float(first['skewness']):.3g} ± {float(first['skewness_sem']):.2g} that the prior cannot have.")
+      f"{float(first['skewness']):.3g} ± {float(first['skewness_sem']):.2g}.")
+print(brg.verdicts.agree(first["skewness"], first["skewness_sem"], 0.0, "The skewness at Λ = 0, against the prior's 0"))
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
@@ -163,9 +177,8 @@ plots.coupling_along_flow(running, "kurtosis", reference=end, reference_label=f"
 plots.coupling_along_flow(running, "effective_quartic", ax=axes[2])
 
 # %% [markdown]
-# **What it means.** Finite width is measurable and matches the formula; the end of the flow is the prior, by its
-# fourth cumulant too and not by its variance alone. On the way the field is a mixture over members, some of whose
-# weights are learned and some redrawn.
+# **How to read it.** On the way the field is a mixture over members, some of whose weights are learned and some
+# redrawn. Whether the end of the flow is the prior, its fourth cumulant says as well as its variance.
 #
 # **What to distrust.** Errors of a fourth cumulant are themselves noisy with few draws, and it is dominated by rare
 # large values of the field. The couplings are those of −log p only as far as κ4/κ2² is small against 1: where the

@@ -142,7 +142,7 @@ test = {"mesh": x_test[:6], "num_permutations": 199, "progress_bar": False}
 compared = brg.compare(bnn_flow, flax_flow, x_test, y_test, labels=("bnn", "flax"), cutoffs=[0.0], **test)
 print(compared)
 gap, sem = (float(compared.dataset[f"log_predictive_density_difference{s}"][0]) for s in ("", "_sem"))
-print(f"Held-out log predictive density, bnn less flax: {gap:.3g} ± {sem:.2g} nats per datum.")
+print(brg.verdicts.ahead(gap, sem, "bnn", "flax", "nats of log predictive density per held-out datum"))
 
 # %% [markdown]
 # ## A run that stays, and its report
@@ -170,8 +170,8 @@ for name, own, made in (("bnn", bnn, bnn_flow), ("flax", flax_model, flax_flow))
           f"{page.stat().st_size / 1024:.0f} KiB, with {page.read_text().count('<img')} figures")
 
 # %% [markdown]
-# **What it means.** A model needs no special class. The noise is a parameter like others: it has a stiffness, and flows
-# when Λ passes it, in its own support.
+# **How to read it.** A model needs no special class. The noise is a parameter like others: it has a stiffness, and
+# flows when Λ passes it, in its own support.
 #
 # **What to distrust.** The convergence verdict is the first line of each part for a reason. Hidden units can be
 # permuted and flipped in sign, so the posterior of the weights has many equal modes; only statements about φ are

@@ -91,6 +91,7 @@ rows = as_table(exact, 1 / exact["cutoff"].values)
 print(rows.to_string(index=False, float_format="{:.3g}".format))
 print(f"t*(Λ) against 1/Λ, in standard errors: largest |z| = {rows['z'].abs().max():.2f} of {len(rows)} scales, root "
       f"mean square {np.sqrt((rows['z'] ** 2).mean()):.2f}. Scales share draws, so these are not independent.")
+print(brg.verdicts.agree(np.log(rows["t*"]), rows["±"] / rows["t*"], np.log(rows["1/Λ"]), "ln t*(Λ), against ln 1/Λ"))
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
@@ -104,7 +105,7 @@ axes[1].legend()
 # %% [markdown]
 # ### The paper's own regulator on the same model
 #
-# Sharp, parameter by parameter, the flow cannot be on the road of learning: it takes whole directions at once.
+# Sharp, parameter by parameter, the flow takes whole directions at once. Is it on the road of learning all the same?
 
 # %%
 sharp = matches("sharp", "diagonal", None)
@@ -114,6 +115,7 @@ for name, found in (("un-learning", exact), ("sharp", sharp)):
     print(f"{name}: the nearest stage of learning is at most {float(found['best_distance'][worst]):.2g} ± "
           f"{float(found['best_distance_error'][worst]):.2g} away, at Λ = {float(found['cutoff'][worst]):.3g}; the "
           f"smallest p-value of a match is {float(found['best_p_value'].min()):.3g}.")
+    print(brg.verdicts.told_apart(found["best_p_value"], f"{name}: the laws of the flow and of its nearest stages"))
 
 # %% [markdown]
 # ## A trained ensemble
@@ -163,6 +165,7 @@ for name, found in kinds.items():
           f"{float(found['cutoff'][worst]):.3g} the nearest epoch is {far:.3g} ± "
           f"{float(found['best_distance_error'][worst]):.2g} away, {far / way.value:.0%} of the whole way of "
           f"learning. At {excluded} of {len(inner)} scales the two laws are told apart (p < 0.05).")
+    print(brg.verdicts.told_apart(found["best_p_value"], "The laws of the flow and of its nearest epochs"))
     ordered = np.diff(found["best_time"].values[found["cutoff"].values > 0])
     print(f"t*(Λ) falls as Λ grows at {int((ordered <= 0).sum())} of {len(ordered)} steps.\n")
 
@@ -173,10 +176,10 @@ for ax, (name, found) in zip(axes, kinds.items(), strict=True):
     ax.set_title(name, loc="left")
 
 # %% [markdown]
-# **What it means.** In the conjugate model the statement that the renormalisation group inverts learning is a theorem,
-# and the measurement finds it, errors and all. For trained networks it is a picture: the ends agree (last epoch and
-# prior), and how far the road between them is off is what the last tables say. A small p-value at a match means: the
-# nearest epoch is *not* the law at Λ.
+# **How to read it.** In the conjugate model the statement that the renormalisation group inverts learning is a
+# theorem, which the first measurement tests. For trained networks it is a picture; the last sentences say how far the
+# road between the last epoch and the prior is off. A small p-value at a match means: the nearest epoch is *not* the law
+# at Λ.
 #
 # **What to distrust.** t* exists for any two families of laws; it is a match only where the distance at it is small
 # and the p-value is not. Members are shared between training and flow, which makes those p-values conservative.

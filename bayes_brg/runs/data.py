@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from ..core.checks import check_data, check_finite, check_positive, num_points
+from ..core.checks import check_data, check_positive, num_points
 from ..io import arviz_bridge
 
 __all__ = ["Data", "data_dataset"]
@@ -49,7 +49,8 @@ class Data:
     units: str = ""
 
     def __post_init__(self):
-        check_finite(self.y_mean, "y_mean")
+        if not np.isfinite(self.y_mean):
+            raise ValueError(f"y_mean must be a finite number, got {self.y_mean!r}")
         check_positive(self.y_scale, "y_scale")
         for inputs, targets in (("x", "y"), ("x_test", "y_test")):
             x, y = check_data(getattr(self, inputs), getattr(self, targets))

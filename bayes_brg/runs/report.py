@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
+from ..core.batching import chains as as_chains
 from ..diagnostics.convergence import Convergence, judge
 from ..diagnostics.scores import scores, scores_of_phi
 from ..io.store import Run, load_run, replacing
@@ -104,7 +105,7 @@ class _Seen:
 
     run: Run
     experiment: Experiment | None
-    figures: Mapping[str, Callable[[Run], Any]]
+    figures: Mapping[str, Callable[[Run], Any]] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -179,9 +180,7 @@ def _converged(flow: xr.Dataset, posterior: Posterior) -> Convergence:
 
     def select(array: np.ndarray) -> np.ndarray:
         flat = array.reshape(-1, *array.shape[2:])[kept.ravel()]
-        chains = min(4, max(1, len(flat) // 4))
-        draws = len(flat) // chains
-        return flat[:chains * draws].reshape(chains, draws, *flat.shape[1:])
+        return flat.reshape(as_chains(len(flat)), -1, *flat.shape[1:])
 
     every = {"phi": values, "loss": loss.values, **sites}
     if not kept.all() and np.all(np.asarray(posterior.stats.get("independent", False))):
@@ -217,7 +216,8 @@ def _summary(seen: _Seen) -> Markup:
         ("φ at the characteristic input, Λ = 0, mean", plus_minus(first["phi_mean"], first["phi_mean_se"]),
          f"sd {plus_minus(first['phi_std'], first['phi_std_se'])}"
          + (f"; true value {seen.run.truth:.4g}" if seen.run.truth is not None else "")),
-        ("converged in function space", "yes" if verdict else "no", verdict.reason),
+        ("converged in function space", "nothing to converge" if verdict and verdict.independent else
+         "yes" if verdict else "no", verdict.reason),
         ("members used", f"{int(first['num_members'])}", f"{int(first['num_diverged'])} diverged and are left out"),
     ]
     judged = [seen.flat[seen.main], seen.gaussian[seen.main], seen.right(seen.main)]
@@ -256,7 +256,8 @@ def _convergence(seen: _Seen) -> Markup:
         "1: chains agree. ESS: how many independent draws they are worth. At most 200 entries of φ and of each trained "
         "site, evenly spaced, are looked at.")]
     for method, found in seen.convergence.items():
-        lead = f"Converged in function space: {'yes' if found else 'no'}."
+        lead = "Independent draws." if found.independent and found else (
+            f"Converged in function space: {'yes' if found else 'no'}.")
         out += [html.heading(method), html.verdict(bool(found), found.reason[:1].upper() + found.reason[1:], lead)]
         table = found.table.rename(columns=lambda c: c.replace("rhat", "R-hat").replace("ess", "ESS")
                                    .replace("mcse_per_sd", "MCSE/sd").replace("_", " "))

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core.arrays import check_floats, read_array
 from ..core.checks import check_key
-from ..diagnostics.scores import scores
+from ..diagnostics.scores import Scores, scores
 from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..inference.ensemble import ensemble
@@ -26,6 +26,7 @@ from ..posterior import Posterior
 from .data import Data
 from .experiment import Experiment
 from .measures import scores_in_units
+from .verdicts import ahead
 
 __all__ = ["Table", "load_table", "table_experiment"]
 
@@ -246,6 +247,14 @@ def _ensemble(model, x, y, key, settings):
                     optimizer="adam", learning_rate=0.01, num_epochs=settings.num_epochs)
 
 
+def ahead_of_one(found: Scores, single: Scores, method: str) -> dict[str, Any]:
+    """Whether averaging over draws predicts better than one network: errors are those of the paired difference."""
+    gain = (found.dataset["log_predictive_density"] - single.dataset["log_predictive_density"]).values
+    said = ahead(gain.mean(), gain.std(ddof=1) / np.sqrt(gain.size) if gain.size > 1 else np.nan, method,
+                 "the single most probable network", "nats of log predictive density per held-out datum")
+    return {"method": method, "holds": said.holds, "verdict": said.text}
+
+
 # -- an experiment on a table ---------------------------------------------------------------------------------
 def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any, Table], Any],
                      infer: Mapping[str, Callable[..., Posterior]] | None = None, *, classes: bool,
@@ -256,7 +265,8 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
     ``bayes-brg run FILE --data file.csv --target column`` sets the settings ``data`` and ``target``, which it has
     besides its own, as it has ``num_train`` (0: three quarters of the rows). The Fisher metric is averaged over the
     training inputs. When all is done, the held-out scores at Λ = 0 of every method, and of the single most probable
-    network (`map_estimate`), are left in ``scores.csv`` and ``figures/calibration.png``, in the target's own units.
+    network (`map_estimate`), are left in ``scores.csv`` and ``figures/calibration.png``, in the target's own
+    units, and whether a method predicts better than that network in ``verdicts.csv``.
 
     Parameters
     ----------
@@ -304,8 +314,10 @@ def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any
         for label, one in found.items():
             names = [n for n in one.dataset if not one.dataset[n].dims and not str(n).endswith("_mcse")]
             rows.append({"method": label, **{str(n): float(one.dataset[n]) for n in names}})
+        judged = [ahead_of_one(found[m], found["map"], m) for m in flows]
         from .. import plots
-        return {"scores": pd.DataFrame(rows), "calibration": plots.calibration_curve(found).get_figure()}
+        return {"scores": pd.DataFrame(rows), "verdicts": pd.DataFrame(judged),
+                "calibration": plots.calibration_curve(found).get_figure()}
 
     experiment = Experiment(name=name, model=network, data=data, probe=None,
                             infer=infer or {"sample": _sample, "ensemble": _ensemble}, metric=metric or {},

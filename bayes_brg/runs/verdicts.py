@@ -198,12 +198,16 @@ def follow(cutoffs: Any, value: Any, error: Any, expected: Any, what: str) -> Ve
 
 @_listed
 def told_apart(p_values: Any, what: str) -> Verdict:
-    """Do two families of laws differ anywhere? Holds if they do: the smallest of the p-values, as of so many."""
+    """Do two families of laws differ anywhere? Holds if they do, by Simes' test of all p-values together.
+
+    It stands for scales that share draws, whose p-values rise and fall together, and for permutation tests, whose
+    p-values cannot be as small as a correction by their number would ask.
+    """
     p = np.asarray(p_values, float).ravel()
     p = p[np.isfinite(p)]
     if not p.size:
         return Verdict(None, f"{what}: nothing was tested.")
-    whole = min(1.0, p.min() * p.size)  # Bonferroni: the p-values may depend on each other
+    whole = float(np.min(p.size * np.sort(p) / np.arange(1, p.size + 1)))
     count = f"p < .05 at {int((p < 0.05).sum())} of {p.size} scales; all together p = {whole:.2g}"
     if whole < 0.05:
         return Verdict(True, f"{what} differ ({count}).")
@@ -255,30 +259,31 @@ def calibrated(coverage: float, error: float, level: float, count: int, what: st
 
 
 @_listed
-def trained(before: Any, after: Any, what: str, *, share: float = 0.5) -> Verdict:
-    """Has training brought the loss of its members down, to `share` of what it was or below?
+def trained(loss: Any, reference: Any, what: str, than: str, *, factor: float = 2.0) -> Verdict:
+    """Does one way of training bring the loss down to what another reaches, within a factor?
 
     Parameters
     ----------
-    before, after : array (member,)
-        Loss of each at the start and at the end.
+    loss, reference : array (member,)
+        Final loss of each member by either way.
+    what, than : str
+        Names of the two.
     """
-    before, after = (np.asarray(a, float).ravel() for a in (before, after))
-    kept = np.isfinite(after) & np.isfinite(before)
-    if kept.mean() < 0.5:
-        return Verdict(False, f"{what} diverges: {np.sum(~kept)} of {kept.size} members have no finite loss.")
-    pair = np.stack([before[kept], after[kept]])
+    loss, reference = (np.asarray(a, float).ravel() for a in (loss, reference))
+    finite, known = np.isfinite(loss), reference[np.isfinite(reference)]
+    if finite.mean() < 0.5:
+        return Verdict(False, f"{what} diverges: {int(np.sum(~finite))} of {finite.size} members have no finite loss.")
 
-    def ratio(values):
-        middle = np.median(values, axis=-1)
-        return middle[1] / middle[0]
+    def middle(values):
+        return np.log(np.median(values, axis=-1))
 
-    left, error = float(ratio(pair)), float(block_jackknife(ratio, pair))
-    told = (f"its median loss goes from {np.median(pair[0]):.3g} to {np.median(pair[1]):.3g} over {kept.size} members, "
-            f"{plus_minus(100 * left, 100 * error)} % of it")
-    if left + _limit(1) * error < share:
-        return Verdict(True, f"{what} trains: {told}.")
-    if left - _limit(1) * error > share:
-        grows = "its members diverge" if left > 2 else "it hardly trains"
-        return Verdict(False, f"{what} does not train: {told}; {grows}.")
-    return Verdict(None, f"Whether {what} trains is open: {told}.")
+    ratio = float(middle(loss[finite]) - middle(known))
+    error = float(np.hypot(block_jackknife(middle, loss[finite]), block_jackknife(middle, known)))
+    told = (f"its median loss is {np.median(loss[finite]):.3g}, {np.exp(ratio):.3g} times that of {than} "
+            f"({np.exp(ratio - 1.96 * error):.3g} to {np.exp(ratio + 1.96 * error):.3g}, 95 %)")
+    edge = math.log(factor)
+    if ratio + _limit(1) * error < edge:
+        return Verdict(True, f"{what} trains as well as {than}: {told}.")
+    if ratio - _limit(1) * error > edge:
+        return Verdict(False, f"{what} does not train as {than} does: {told}.")
+    return Verdict(None, f"Whether {what} trains as well as {than} is open: {told}.")
