@@ -1,5 +1,7 @@
 """Figures show the numbers they are given, with their errors, and leave matplotlib as it was."""
 
+from functools import partial
+
 import jax
 import matplotlib
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.patches import Patch
 
 import bayes_brg as brg
 from bayes_brg import plots
+from bayes_brg.core.jackknife import block_jackknife
 from bayes_brg.flow.critical_scale import CriticalScale
 from bayes_brg.plots.style import _power
 
@@ -123,6 +126,48 @@ def test_each_series_has_its_own_line_in_order():
     assert [dashes(one) for one in curves] == [look(i)[1] for i in range(6)]
     assert [str(p.get_linestyle()) for p in ax.patches] == [str(Patch(linestyle=one).get_linestyle())
                                                             for one in plots.LINES]
+
+
+def bars(container):
+    """Ends of the error bars, (point, 2)."""
+    return np.array([segment[:, 1] for segment in container.lines[2][0].get_segments()])
+
+
+def test_loss_has_its_errors_its_band_and_the_critical_interval():
+    loss = draws() ** 2
+    ax = plots.loss_along_flow(loss, critical_scale=(0.4, 0.2, 0.7))
+    flat = loss.values.reshape(5, -1)
+    median, error = np.median(flat, axis=1), 1.96 * block_jackknife(partial(np.median, axis=-1), flat)
+    np.testing.assert_allclose(bars(ax.containers[0]), np.stack([median - np.minimum(error, 0.9 * median),
+                                                                  median + error], axis=1))
+    band = ax.collections[0].get_paths()[0].vertices
+    for end in np.quantile(flat, (0.05, 0.95), axis=1):
+        assert np.isin(end.round(9), band[:, 1].round(9)).all()
+    span = ax.patches[0]
+    assert [span.get_x(), span.get_x() + span.get_width()] == pytest.approx([0.2, 0.7])
+    wide = np.where(np.arange(200) < 100, 1e-3, 10.0)[None] * np.ones((5, 1))  # half a median: the error reaches 0
+    wide = xr.DataArray(wide.reshape(5, 4, 50), dims=loss.dims, coords=loss.coords)
+    ends = bars(plots.loss_along_flow(wide).containers[0])
+    assert (ends[:, 0] > 0).all()
+
+
+def test_couplings_are_shown_with_their_errors():
+    value, error = np.array([1.0, -2.0, 3.0, -4.0, 5.0]), np.arange(1, 6) / 10
+    table = xr.Dataset({"mass": (("cutoff", "point"), np.stack([0 * value, value], axis=1)),
+                        "mass_sem": (("cutoff", "point"), np.stack([error, error], axis=1))}, {"cutoff": CUTOFFS})
+    ax = plots.coupling_along_flow({"a": table, "b": table}, "mass", point=1)
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(), value)
+    np.testing.assert_allclose(bars(ax.containers[0]), np.stack([value - 1.96 * error, value + 1.96 * error], axis=1))
+    assert [c.lines[0].get_markerfacecolor() for c in ax.containers] == [plots.COLOURS[0], "white"]
+
+
+def test_closed_forms_do_not_take_the_true_value_s_colour():
+    names = ("mean", "mean_sem", "covariance", "covariance_sem")
+    law = xr.Dataset({n: ("cutoff", np.linspace(1, 2, 5)) for n in names}, {"cutoff": CUTOFFS})
+    figure = plots.moments_along_flow(draws(), truth=2.0, closed_form={"one": law, "two": law})
+    shown = [next(one for one in figure.axes[0].lines if one.get_label() == name).get_color()
+             for name in ("one", "two", "true value 2")]
+    assert shown == [plots.COLOURS[1], plots.COLOURS[3], plots.COLOURS[2]]
 
 
 def test_distribution_has_its_gaussian_and_the_truth():
