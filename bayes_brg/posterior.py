@@ -147,6 +147,15 @@ def log_joint(bound: BoundModel, draws: dict, x: Any, y: Any) -> jax.Array:
     return map_draws(_log_joint_one, (bound,), draws, (x, y), chunk=default_chunk(work(bound, x)))
 
 
+def _mean_loss_one(bound: BoundModel, params, x, y):
+    return bound.mean_loss(params, x, y)
+
+
+def mean_loss(bound: BoundModel, draws: dict, x: Any, y: Any) -> jax.Array:
+    """Training loss of each draw, mean over data, leading axis T."""
+    return map_draws(_mean_loss_one, (bound,), draws, (x, y), chunk=default_chunk(work(bound, x)))
+
+
 def predict(model, posterior: Posterior, x, batch_size: int | None = None, *, progress_bar: bool = True) -> jax.Array:
     """Network output φ_θ(x) at every draw.
 

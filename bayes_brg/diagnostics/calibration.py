@@ -69,9 +69,7 @@ class SBC:
 
 def _quantities(bound: BoundModel, params: dict, points: Any, x: Any, y: Any) -> jax.Array:
     """φ at the points (outputs fastest) and the log joint."""
-    phi = bound.phi(params, points)
-    if bound.likelihood is not None and bound.likelihood.name == "categorical":
-        phi = phi - phi.mean(axis=-1, keepdims=True)
+    phi = bound.gauged(bound.phi(params, points), points)
     return jnp.concatenate([phi.ravel(), bound.log_joint(params, x, y)[None]])
 
 

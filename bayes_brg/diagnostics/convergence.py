@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..core.batching import default_chunk, map_draws
 from ..core.checks import check_data, check_inputs
 from ..field.draws import largest
 from ..io import arviz_bridge
-from ..model.bound import BoundModel, bind
-from ..posterior import Posterior, predict, work
+from ..model.bound import bind
+from ..posterior import Posterior, mean_loss, predict
 
 __all__ = ["Convergence", "convergence", "judge"]
 
@@ -62,10 +61,6 @@ class Convergence:
         return f"{self.verdict}\n{self.table.to_string(float_format=lambda v: f'{v:.4g}', na_rep='-')}"
 
 
-def _loss_of_draw(bound: BoundModel, params: dict, x: Any, y: Any):
-    return bound.loss(params, x, y).mean()
-
-
 def convergence(model, posterior: Posterior, x, y=None, *, max_rhat: float = 1.01, min_ess: float = 400.0,
                 progress_bar: bool = True) -> Convergence:
     """Rank-normalised R-hat, effective sample sizes and Monte-Carlo errors of the network's output.
@@ -103,13 +98,13 @@ def convergence(model, posterior: Posterior, x, y=None, *, max_rhat: float = 1.0
     """
     x = check_inputs(x)
     bound = bind(model, x)
-    phi = bound.gauged(predict(model, posterior, x, progress_bar=progress_bar), x)
+    phi = np.asarray(bound.gauged(predict(model, posterior, x, progress_bar=progress_bar), x))
     dims = ("chain", "draw", "point", "output")
     variables = {"phi": xr.DataArray(phi, dims=dims)}
     if y is not None:
         x, y = check_data(x, y)
         draws = {s: posterior.flat()[s] for s in bound.names}
-        loss = map_draws(_loss_of_draw, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
+        loss = mean_loss(bound, draws, x, bound.targets(y))
         variables["loss"] = xr.DataArray(np.asarray(loss).reshape(phi.shape[:2]), dims=dims[:2])
     return judge(xr.Dataset(variables), posterior, max_rhat, min_ess)
 

@@ -75,7 +75,7 @@ class Stored:
                 "`bayes-brg compare` does with --experiment FILE"
         if "likelihood" not in self.data.attrs:
             raise ValueError(f"{run.path} does not say which of this package's likelihoods its model has{again}")
-        self.likelihood = Likelihood(self.data.attrs["likelihood"], float(self.data.attrs["likelihood_scale"]))
+        self.likelihood = Likelihood.restore(self.data.attrs["likelihood"])
         self.x, self.y = check_data(run.inputs("x_test"), run.data["y_test"].values)
         # As the run made its flow: stream "flow" of the seed, there the method's, and there `renormalize`'s refills.
         key = name_key(jax.random.key(run.settings["seed"]), "flow")

@@ -137,10 +137,10 @@ class _Laws(NamedTuple):
 
 def _laws(by_time: dict[float, Posterior], flow: Any, x: Any, most: int, show: bool) -> _Laws:
     bound = bind(flow.model, x)
-    stages = [independent_draws(bound.gauged(predict(flow.model, p, x, progress_bar=show), x), p, most)
+    stages = [independent_draws(bound.gauged(np.asarray(predict(flow.model, p, x, progress_bar=show)), x), p, most)
               for _, p in sorted(by_time.items())]
     along = flow.predict(x).transpose("cutoff", "chain", "draw", "point", "output")
-    scales = [independent_draws(bound.gauged(phi, x), flow.posterior, most) for phi in along]
+    scales = [independent_draws(bound.gauged(phi, x), flow.posterior, most) for phi in along.values]
     for name, laws in (("learning", stages), ("flow", scales)):
         for law in laws:
             bad = int((~(np.abs(law) <= largest(2)).all(axis=1)).sum())

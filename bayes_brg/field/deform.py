@@ -87,7 +87,7 @@ class Deformed:
         if base.sites != self._on_mesh.sites:
             raise ValueError("the model's sites at x differ from those at the mesh: "
                              f"{_shapes(base)} and {_shapes(self._on_mesh)}; give both the same coordinates")
-        return BoundDeformed(self, base.sites, base.observed, base.likelihood, base)
+        return BoundDeformed(self, base.sites, base.observed, base.likelihood, base.has_phi, base.weighted, base=base)
 
 
 def _shapes(bound: BoundModel) -> str:
@@ -125,11 +125,11 @@ class BoundDeformed(BoundModel):
 
     def log_joint(self, params, x, y):
         return (self.log_prior(params, x) + self.log_factors(params, x, y)
-                + jnp.sum(self.log_likelihood(params, x, y)))
+                + jnp.sum(self.weighted_log_likelihood(params, x, y)))
 
-    def draw_prior(self, key, x, given=None):
+    def draw_prior(self, key, x, given=None, sites=None):
         """A draw of the undeformed prior: where chains may start, but no draw of this one (see `undrawable`)."""
-        return self.base.draw_prior(key, x, given)
+        return self.base.draw_prior(key, x, given, sites)
 
     def undrawable(self):
         return ("the prior is deformed, and a draw of its model would leave the operator out. For the deformed prior "

@@ -22,9 +22,10 @@ from .. import theory
 from ..core.batching import map_draws, progress
 from ..core.checks import check_choice, check_data, check_inputs
 from ..core.jackknife import block_jackknife
-from ..model.bound import unwrap
+from ..model.bound import BoundModel
 from ..model.cosnet import CosNet
-from ..model.networks import MLP, BoundNetwork, Network
+from ..model.networks import MLP
+from ..model.readout import LinearReadout
 from .cutoffs import check_cutoffs
 from .flow import Flow
 from .regulators import Regulator
@@ -186,55 +187,49 @@ class _Readout:
     """A flow seen as a law of the readout: arrays over rows (units, then the bias) and outputs."""
 
     flow: Flow
-    bound: BoundNetwork
+    bound: BoundModel
+    linear: LinearReadout
     prior_mean: np.ndarray  # (row, output)
     prior_var: np.ndarray
 
     @classmethod
     def of(cls, flow: Flow) -> _Readout:
         bound = flow.metric.bound
-        if not isinstance(bound, BoundNetwork):
+        linear = bound.readout
+        if linear is None:
             raise ValueError("closed forms need a brg.mlp or brg.cosnet, in whose readout φ is linear; "
                              f"got {flow.model!r}")
-        hidden = [s for s in flow.metric.sites if s not in bound.network.readout_sites]
+        hidden = [s for s in flow.metric.sites if s not in linear.sites]
         if hidden:
             raise ValueError(f"hidden sites {', '.join(hidden)} flow, in which φ is not linear; pass "
-                             f"sites={list(bound.network.readout_sites)} to brg.fisher")
+                             f"sites={list(linear.sites)} to brg.fisher")
         if not flow.spec.geometry.entrywise:
             raise ValueError(f"the closed forms (74), (75) need a diagonal metric, got kind={flow.metric.kind!r}")
         flow.spec.refill.variance(np.zeros(()))  # refuses a rule whose law is not known
-        priors = bound.network.priors(bound.dim)
-        prior = {s: unwrap(priors[s]) for s in bound.network.readout_sites}
-        shape = {s: bound.site(s).shape for s in prior}
-        mean, std = (cls._rows({s: jnp.broadcast_to(getattr(p, name), shape[s]) for s, p in prior.items()}, bound)
-                     for name in ("loc", "scale"))
-        return cls(flow, bound, mean, std**2)
-
-    @staticmethod
-    def _rows(values: dict, bound: BoundNetwork) -> np.ndarray:
-        return np.concatenate([np.atleast_2d(np.asarray(values[s], np.float64)) for s in bound.network.readout_sites])
+        mean, std = (np.asarray(a, np.float64) for a in linear.moments())
+        return cls(flow, bound, linear, mean, std**2)
 
     @property
-    def network(self) -> Network:
-        return self.bound.network
+    def network(self) -> Any:
+        return self.bound.fn
 
     @property
     def sites(self) -> tuple[str, ...]:
-        return self.network.readout_sites
+        return self.linear.sites
 
     @property
     def outputs(self) -> int:
-        return self.network.outputs
+        return self.linear.outputs
 
     @property
     def units(self) -> int:
         """Hidden units: the rows but for the bias."""
-        return len(self.prior_mean) - (self.network.readout_bias is not None)
+        return self.linear.sizes[0]
 
     def draws(self, members: np.ndarray) -> Callable[[int], np.ndarray]:
         """The readout (row, output) of one member, by its place in `members`."""
         host = {s: np.asarray(self.flow.posterior.flat()[s])[members] for s in self.sites}
-        return lambda i: self._rows({s: v[i] for s, v in host.items()}, self.bound)
+        return lambda i: self.linear.stack({s: v[i] for s, v in host.items()}, np)
 
     def weights(self, members: np.ndarray, cutoffs: np.ndarray) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
         """α and β²σ₀², (cutoff, row, output), of one member: what stays of w, and the variance of the refill."""
@@ -340,7 +335,7 @@ def _blocks(members: int) -> np.ndarray:
 
 # -- frozen features ------------------------------------------------------------------------------------------
 def _design_one(bound, params, x):
-    return bound.network.design(params, x)
+    return bound.readout.design(params, x)
 
 
 def _designs(readout: _Readout, members: np.ndarray, x, show: bool):
@@ -353,7 +348,7 @@ def _designs(readout: _Readout, members: np.ndarray, x, show: bool):
                 block = {s: v[chosen] for s, v in hidden.items()}
                 h = np.asarray(map_draws(_design_one, (readout.bound,), block, (x,)))
             else:  # a linear model: the features are the inputs
-                h = np.broadcast_to(np.asarray(readout.network.design({}, x)),
+                h = np.broadcast_to(np.asarray(readout.linear.design({}, x)),
                                     (len(chosen), len(x), len(readout.prior_mean)))
             yield from enumerate(h.astype(np.float64), start)
             bar.update(len(chosen))
@@ -404,17 +399,17 @@ class _Conjugate:
 
     @classmethod
     def of(cls, readout: _Readout, x, y) -> _Conjugate:
-        likelihood, method = readout.network.likelihood, readout.flow.posterior.method
-        if likelihood.name != "gaussian":
-            raise ValueError(f"data= needs a Gaussian likelihood, got {likelihood.name!r}, under which the readout has "
-                             "no Gaussian posterior")
+        noise, method = readout.linear.noise, readout.flow.posterior.method
+        if noise is None:
+            raise ValueError(f"data= needs a Gaussian likelihood, got {readout.linear.likelihood!r}, under which the "
+                             "readout has no Gaussian posterior")
         if method.startswith("ensemble (loss"):
             raise ValueError(f"data= says that readouts are exact posterior draws, but these are of {method!r}; leave "
                              "data out to average over refills alone")
         x, y = check_data(x, y)
         rows = {s: np.full(readout.bound.site(s).shape, s in readout.flow.posterior.trained) for s in readout.sites}
-        trained = readout._rows(rows, readout.bound)[:, 0] > 0
-        return cls(x, np.asarray(readout.bound.targets(y), np.float64), float(likelihood.scale), trained, readout)
+        trained = readout.linear.stack(rows, np)[:, 0] > 0
+        return cls(x, np.asarray(readout.bound.targets(y), np.float64), noise, trained, readout)
 
     def posterior(self, h: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """w̄ and S (row, output), and for each output the Cholesky factor of H S Hᵀ + s²; untrained rows stay at w."""
@@ -441,8 +436,8 @@ def _random(readout: _Readout, x, moments, members, cutoffs) -> _Law:
         μ(x) = e(x)·E u,   Σ(x, y) = e(x)·Cov(u)·e(y) + (V²(x, y) − V¹(x)V¹(y)) Σ_i E[w_i w_i].
     """
     network, outputs, units = readout.network, readout.outputs, readout.units
-    gain, bias_gain = _readout_gains(network)
-    V1_x, V1_y, V2 = _unit_moments(network, x, readout.bound.dim) if moments is None else moments
+    gain, bias_gain = (*readout.linear.gains, 1.0)[:2]
+    V1_x, V1_y, V2 = _unit_moments(network, x, x.shape[1]) if moments is None else moments
     V1, V2 = np.asarray(V1_x, np.float64), np.asarray(V2, np.float64)
     if V1.shape != (x.shape[0],) or np.shape(V1_y) != V1.shape or V2.shape != V1.shape * 2:
         raise ValueError(f"moments must have shapes ({x.shape[0]},), ({x.shape[0]},), ({x.shape[0]}, {x.shape[0]}); "
@@ -481,14 +476,7 @@ def _random(readout: _Readout, x, moments, members, cutoffs) -> _Law:
                 np.bincount(block), lift=lift, extra=squares)
 
 
-def _readout_gains(network: Network) -> tuple[float, float]:
-    """What the forward pass multiplies the readout's weights and bias by."""
-    if not isinstance(network, MLP) or network.scaling != "ntk":
-        return 1.0, 1.0
-    return network.weight_std[-1] / np.sqrt(network.widths[-1]), network.bias_std[-1] if network.bias_std else 1.0
-
-
-def _unit_moments(network: Network, x, dim: int) -> tuple:
+def _unit_moments(network: Any, x, dim: int) -> tuple:
     """V¹ and V² of one hidden unit under the prior, from the network's description (66), (67), (85)."""
     if isinstance(network, CosNet):
         if not 1 <= network.dim <= 3:

@@ -274,7 +274,7 @@ def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: Member, key: jax.A
 def _of_one(bound: Any, quantity: str, member: Member, x: Any, y: Any, draw_key: Any) -> jax.Array:
     theta = member.theta
     if quantity == "loss":
-        return jnp.mean(bound.loss(theta, x, y))
+        return bound.mean_loss(theta, x, y)
     if quantity == "log_likelihood":
         return bound.log_likelihood(theta, x, y)
     return bound.distribution(theta, x).sample(jax.random.fold_in(draw_key, member.index))

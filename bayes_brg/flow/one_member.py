@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from ..metric.geometry import Geometry
 from ..metric.prior_moments import is_real
 from ..model.bound import BoundModel, Params
-from ..model.networks import BoundNetwork
 from .refills import Refill
 from .regulators import Regulator
 
@@ -75,7 +74,7 @@ class FlowSpec:
     @property
     def linear(self) -> bool:
         """Whether the output is linear in everything that flows, so that features are computed once a member."""
-        return isinstance(self.bound, BoundNetwork) and set(self.sites) <= set(self.bound.network.readout_sites)
+        return self.bound.readout is not None and set(self.sites) <= set(self.bound.readout.sites)
 
     @property
     def needs_mean(self) -> bool:
@@ -194,26 +193,22 @@ def at_one(spec: FlowSpec, member: Member, setting: Setting) -> Params:
     return {s: theta[s] for s in spec.sites}
 
 
-def _readout(bound: BoundNetwork, theta: Params) -> jax.Array:
-    return jnp.concatenate([jnp.atleast_2d(theta[s]) for s in bound.network.readout_sites])
-
-
 def _outputs_one(spec: FlowSpec, member: Member, setting: Setting) -> jax.Array:
     """φ of one network member at every cutoff, (cutoff, point, output), by the cheapest of three ways."""
     bound, x, scales = spec.bound, setting.x, setting.cutoffs
-    assert isinstance(bound, BoundNetwork)
-    if not spec.linear:
+    readout = bound.readout
+    if readout is None or not spec.linear:
         at = member_flow(spec, member, setting)
         return jax.lax.map(lambda c: bound.phi(at(c), x), scales)
-    design = bound.network.design(member.theta, x)
+    design = readout.design(member.theta, x)
     if not (spec.native and spec.regulator.sharp and scales.shape[0] >= MANY):
         at = member_flow(spec, member, setting)
-        return jax.lax.map(lambda c: design @ _readout(bound, at(c)), scales, batch_size=MANY)
+        return jax.lax.map(lambda c: design @ readout.stack(at(c)), scales, batch_size=MANY)
     # Sharp and linear: φ_Λ = φ_{θ₀} + Σ_{λ_k ≥ Λ} h_k (w_k − w_{0,k}), so that all cutoffs are one cumulative sum over
     # units sorted by falling stiffness (theory §2).
-    theta = _readout(bound, member.theta)
+    theta = readout.stack(member.theta)
     stiffness = _readout_stiffness(spec, member, setting)
-    start = _readout(bound, {**member.theta, **_refilled(spec, member, setting)})
+    start = readout.stack({**member.theta, **_refilled(spec, member, setting)})
 
     def one_output(lam, w, w0):
         order = jnp.argsort(-lam)
@@ -227,17 +222,17 @@ def _outputs_one(spec: FlowSpec, member: Member, setting: Setting) -> jax.Array:
 
 def _readout_stiffness(spec: FlowSpec, member: Member, setting: Setting) -> jax.Array:
     """Stiffness of each readout weight, (width [+ 1], outputs); infinite where a readout site does not flow."""
-    assert isinstance(spec.bound, BoundNetwork)
+    readout = spec.bound.readout
+    assert readout is not None
     values = _entries(spec, member, setting)
-    return _readout(spec.bound, {s: values.get(s, jnp.full_like(member.theta[s], jnp.inf))
-                                 for s in spec.bound.network.readout_sites})
+    return readout.stack({s: values.get(s, jnp.full_like(member.theta[s], jnp.inf)) for s in readout.sites})
 
 
 def along_one(spec: FlowSpec, quantity: str, member: Member, setting: Setting) -> jax.Array:
     """A quantity of one member at every cutoff: (cutoff, ...)."""
     x, y, bound = setting.x, setting.y, spec.bound
-    if isinstance(bound, BoundNetwork):
-        likelihood = bound.network.likelihood
+    likelihood = bound.likelihood
+    if likelihood is not None:
         if not spec.linear and quantity != "phi":  # one forward pass at a time, reduced at once
             at = member_flow(spec, member, setting)
             return jax.lax.map(lambda c: _measure(likelihood, quantity, bound.phi(at(c), x), y, member, setting),
@@ -247,7 +242,7 @@ def along_one(spec: FlowSpec, quantity: str, member: Member, setting: Setting) -
     at = member_flow(spec, member, setting)
     measures: dict[str, Callable] = {
         "phi": lambda theta: bound.phi(theta, x),
-        "loss": lambda theta: jnp.mean(bound.loss(theta, x, y)),
+        "loss": lambda theta: bound.mean_loss(theta, x, y),
         "log_likelihood": lambda theta: bound.log_likelihood(theta, x, y),
         "y": lambda theta: bound.distribution(theta, x).sample(_draw_key(member, setting)),
     }

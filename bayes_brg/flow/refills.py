@@ -9,7 +9,6 @@ import numpy as np
 
 from ..core.static import Static
 from ..model.bound import BoundModel, Params
-from ..model.networks import BoundNetwork
 from ..posterior import check_proper
 
 __all__ = ["Prior", "Refill", "Zero"]
@@ -69,9 +68,7 @@ class Prior(Refill):
 
     def draw(self, key, bound, x, theta, sites, mean):
         given = {s: v for s, v in theta.items() if s not in sites}
-        if isinstance(bound, BoundNetwork):
-            return bound.draw_prior(key, x, sites=sites)
-        return {s: v for s, v in bound.draw_prior(key, x, given).items() if s in sites}
+        return bound.draw_prior(key, x, given, sites)
 
     def check(self, bound):
         check_proper(bound)

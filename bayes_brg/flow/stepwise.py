@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import xarray as xr
 
-from ..core.batching import map_draws
 from ..core.checks import check_data, check_inputs, check_key
 from ..metric.metric import Metric
 from ..model.bound import bind
-from ..posterior import Posterior, predict
+from ..posterior import Posterior, mean_loss, predict
 from .cutoffs import check_cutoffs
 from .flow import independence, loss_units
 from .refills import Refill
@@ -87,18 +86,13 @@ class StepwiseFlow:
         bound = bind(self.model, check_inputs(x))
         y = bound.targets(y)
         lead = self.posterior.num_chains, self.posterior.num_draws
-        walked = {c: np.asarray(map_draws(_loss_one, (bound,), p.flat(), (x, y), chunk=4, show=progress_bar)
-                                ).reshape(lead) for c, p in self._among(cutoffs)}
+        walked = {c: np.asarray(mean_loss(bound, p.flat(), x, y)).reshape(lead) for c, p in self._among(cutoffs)}
         return self._array(walked, "loss").assign_attrs(units=loss_units(bound, self.posterior, x))
 
     def _array(self, walked: dict[float, np.ndarray], name: str, extra: tuple[str, ...] = ()) -> xr.DataArray:
         values, dims = np.stack(list(walked.values())), ("cutoff", "chain", "draw", *extra)
         coords = {d: np.arange(k) for d, k in zip(dims, values.shape, strict=True)} | {"cutoff": np.array([*walked])}
         return xr.DataArray(values, coords, dims, name=name, attrs=independence(self.posterior))
-
-
-def _loss_one(bound, params, x, y):
-    return bound.loss(params, x, y).mean()
 
 
 def renormalize_stepwise(model, posterior: Posterior, metric: Callable[[Posterior], Metric], *, cutoffs, key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_value
 
-from ..core.batching import as_chains, map_draws
+from ..core.batching import as_chains, largest_divisor, map_draws, progress
 from ..core.checks import check_choice, check_count, check_positive, num_points
 from ..core.keys import name_key
 from ..metric.fisher import fisher
-from ..metric.geometry import Geometry, unravel
+from ..metric.geometry import Geometry, hold, ravel, unravel
 from ..model.bound import Params
-from ..model.networks import BoundNetwork
 from ..posterior import Posterior, check_proper, log_joint
 from .target import Target, initial, prepare
 
@@ -189,7 +188,7 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     check_choice(structure, "structure", STRUCTURES)
     count, bound = check_count(num_samples, "num_samples"), target.bound
     check_proper(bound)
-    if structure == "last_layer" and not isinstance(bound, BoundNetwork):
+    if structure == "last_layer" and bound.readout is None:
         raise ValueError("structure='last_layer' needs a brg.mlp or brg.cosnet, whose readout is known; pass 'full' or "
                          "'diagonal'")
     if params is None:
@@ -197,13 +196,12 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     else:
         mode = target.unconstrain(bound.check_params(params, "params", lead=0), x, y)
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "draws")))(jnp.arange(count))
-    whitened = isinstance(bound, BoundNetwork) and target.whitened
-    around = _around_network if whitened else _around
-    samples, evidence = around(target, structure, mode, keys, x, y, progress_bar)
-    trained = bound.network.readout_sites if structure == "last_layer" else bound.names  # type: ignore[attr-defined]
+    sites = bound.readout.sites if structure == "last_layer" and bound.readout is not None else bound.names
+    around = _around_network if target.whitened else _around
+    samples, evidence = around(target, structure, sites, mode, keys, x, y, progress_bar)
     stats = {"independent": True, "log_evidence": float(evidence),
              "log_joint": as_chains(log_joint(bound, samples, x, y))}
-    return Posterior(as_chains(samples), stats, f"laplace ({structure})", trained)
+    return Posterior(as_chains(samples), stats, f"laplace ({structure})", sites)
 
 
 def _draw_one(geometry: Geometry, n: int, key: jax.Array, mode: Params, scale: Params, arrays: Any) -> Params:
@@ -216,11 +214,10 @@ def _draw_one(geometry: Geometry, n: int, key: jax.Array, mode: Params, scale: P
     return {s: mode[s] + white[s] + back[s] if s in white else mode[s] for s in mode}
 
 
-def _around_network(target, structure, mode, keys, x, y, show):
+def _around_network(target, structure, sites, mode, keys, x, y, show):
     """Draws and evidence of a network with Gaussian priors, in the modes of its whitened metric."""
     bound, n = target.bound, num_points(x)
     params = target.constrain(mode, x, y)
-    sites = bound.network.readout_sites if structure == "last_layer" else bound.names
     metric = fisher(bound.fn, None, x, at=params, kind="diagonal" if structure == "diagonal" else "full", whiten=True,
                     sites=sites, progress_bar=show)
     arrays = metric.arrays()
@@ -233,7 +230,7 @@ def _around_network(target, structure, mode, keys, x, y, show):
     return samples, fit + log_prior - 0.5 * np.log1p(n * values).sum()
 
 
-def _around(target, structure, mode, keys, x, y, show):
+def _around(target, structure, sites, mode, keys, x, y, show):
     """Draws and evidence of any model, by its precision matrix in unconstrained coordinates."""
     bound, n = target.bound, num_points(x)
     flat = ravel_pytree(mode)[0]
@@ -244,15 +241,11 @@ def _around(target, structure, mode, keys, x, y, show):
     metric = fisher(bound.fn, None, x, at={s: params[s] for s in bound.names}, kind="full", sites=bound.names,
                     coordinates="unconstrained", progress_bar=show)
     order = {s: mode[s] for s in bound.names}
-    basis, values = np.asarray(metric.basis(), np.float64), np.asarray(metric.geometry.spectrum(metric.arrays()))
-    information = (basis * values) @ basis.T
+    basis, values = (np.asarray(a, np.float64) for a in _eigenbasis(metric.geometry, metric.arrays()))
+    information = (basis.T * values) @ basis
 
-    def penalty(v):  # in the order of the metric's vectors
-        u = metric.unravel(v)
-        return -target.log_prior(u, x, y) - target.log_factors(u, x, y)
-
-    centre = metric.ravel(order)
-    precision = n * information + np.asarray(jax.hessian(penalty)(centre), np.float64)
+    centre = metric.ravel(order)  # in the order of the metric's vectors
+    precision = n * information + np.asarray(_penalty_hessian(target, metric.geometry, centre, x, y), np.float64)
     if structure == "diagonal":
         precision = np.diag(np.diagonal(precision))
     try:
@@ -264,9 +257,31 @@ def _around(target, structure, mode, keys, x, y, show):
     draws = np.asarray(centre, np.float64) + np.linalg.solve(lower.T, noise.T).T
     draws = jnp.asarray(draws, flat.dtype)
     samples = map_draws(_constrain_one, (target, metric.geometry), draws, (x, y))
-    density = float(target.log_density(mode, x, y))
+    density = float(_density(target, mode, x, y))
     evidence = density + 0.5 * flat.size * np.log(2 * np.pi) - np.log(np.diagonal(lower)).sum()
     return samples, evidence
+
+
+@partial(jax.jit, static_argnums=0)
+def _eigenbasis(geometry: Geometry, arrays):
+    """Modes as rows, (K, P), and their stiffness."""
+    values = geometry.spectrum(arrays)
+    unit = jnp.eye(len(values), dtype=jnp.result_type(*hold(arrays)["params"].values()))
+    return jax.lax.map(lambda c: ravel(geometry.from_modes(arrays, c), geometry.sites), unit), values
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _penalty_hessian(target: Target, geometry: Geometry, centre, x, y):
+    def penalty(v):
+        u = unravel(v, geometry.shapes())
+        return -target.log_prior(u, x, y) - target.log_factors(u, x, y)
+
+    return jax.hessian(penalty)(centre)
+
+
+@partial(jax.jit, static_argnums=0)
+def _density(target: Target, u: Params, x, y):
+    return target.log_density(u, x, y)
 
 
 def _constrain_one(target: Target, geometry: Geometry, vector, x, y):
@@ -276,6 +291,49 @@ def _constrain_one(target: Target, geometry: Geometry, vector, x, y):
 
 # -- variational inference ------------------------------------------------------------------------------------
 GUIDES = ("mean_field", "low_rank", "flow")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A guide and how it is fitted. Hashable: it keys compiled code, in which NumPyro's objects are made anew."""
+
+    target: Target
+    guide: str
+    rank: int | None
+    particles: int
+    rate: float
+    steps: int
+
+    def _made(self, key, start: Params, x, y) -> tuple[SVI, Any, Any]:
+        """NumPyro's SVI and guide, set up, and the first state."""
+        where = init_to_value(values=self.target.constrain(start, x, y))
+
+        def fn(x, y=None):  # a Network has no __name__, which NumPyro's guides do not ask for but messages do
+            return self.target.bound.fn(x, y)
+
+        guide = {"mean_field": lambda: autoguide.AutoNormal(fn, init_loc_fn=where, init_scale=0.03),
+                 "low_rank": lambda: autoguide.AutoLowRankMultivariateNormal(fn, init_loc_fn=where, init_scale=0.03,
+                                                                             rank=self.rank),
+                 "flow": lambda: autoguide.AutoIAFNormal(fn, init_loc_fn=where)}[self.guide]()
+        rule = numpyro.optim.optax_to_numpyro(optax.adam(optax.cosine_decay_schedule(self.rate, self.steps)))
+        svi = SVI(fn, guide, rule, Trace_ELBO(num_particles=self.particles))
+        return svi, guide, svi.init(key, x, y)
+
+    @partial(jax.jit, static_argnums=0)
+    def begin(self, key, start, x, y):
+        return self._made(key, start, x, y)[2]
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def advance(self, count: int, key, start, state, x, y):
+        """`count` steps; the state after them, and their losses."""
+        svi = self._made(key, start, x, y)[0]
+        return jax.lax.scan(lambda s, _: svi.update(s, x, y), state, None, length=count)
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def draw(self, count: int, key, draw_key, start, state, x, y):
+        svi, guide, _ = self._made(key, start, x, y)
+        drawn = guide.sample_posterior(draw_key, svi.get_params(state), sample_shape=(count,))
+        return {s: drawn[s] for s in self.target.bound.names}
 
 
 def svi(model, x, y, *, key, num_samples: int = 1000, guide: str = "mean_field", rank: int | None = None,
@@ -325,25 +383,17 @@ def svi(model, x, y, *, key, num_samples: int = 1000, guide: str = "mean_field",
     check_choice(guide, "guide", GUIDES)
     if rank is not None and guide != "low_rank":
         raise ValueError(f"rank={rank!r} belongs to guide='low_rank', got guide={guide!r}")
-    first = jax.tree.map(lambda a: a[0], initial(target, key, x, y, 1, init))
-    start = init_to_value(values=target.constrain(first, x, y))
-    family = {"mean_field": lambda f: autoguide.AutoNormal(f, init_loc_fn=start, init_scale=0.03),
-              "low_rank": lambda f: autoguide.AutoLowRankMultivariateNormal(
-                  f, init_loc_fn=start, init_scale=0.03, rank=None if rank is None else check_count(rank, "rank")),
-              "flow": lambda f: autoguide.AutoIAFNormal(f, init_loc_fn=start)}[guide]
-
-    def fn(x, y=None):  # a Network has no __name__, which NumPyro's guides do not ask for but messages do
-        return target.bound.fn(x, y)
-
-    fitted = family(fn)
-    rule = numpyro.optim.optax_to_numpyro(optax.adam(
-        optax.cosine_decay_schedule(check_positive(learning_rate, "learning_rate"), steps)))
-    run = SVI(fn, fitted, rule, Trace_ELBO(num_particles=check_count(num_particles, "num_particles")))
-    done = run.run(name_key(key, "steps"), steps, x, y, progress_bar=progress_bar and sys.stderr.isatty())
-    elbo = -np.asarray(done.losses)
+    fit = Fit(target, guide, None if rank is None else check_count(rank, "rank"),
+              check_count(num_particles, "num_particles"), check_positive(learning_rate, "learning_rate"), steps)
+    start = jax.tree.map(lambda a: a[0], initial(target, key, x, y, 1, init))
+    run_key, losses = name_key(key, "steps"), []
+    state, size = fit.begin(run_key, start, x, y), largest_divisor(steps, steps // 20 or 1)
+    for _ in progress(range(steps // size), desc="svi", show=progress_bar, unit="block"):
+        state, loss = fit.advance(size, run_key, start, state, x, y)
+        losses.append(np.asarray(loss))
+    elbo = -np.concatenate(losses)
     if not np.isfinite(elbo[-1]):
         raise RuntimeError(f"the evidence bound is {elbo[-1]} after {steps} steps; lower learning_rate={learning_rate}")
-    drawn = fitted.sample_posterior(name_key(key, "draws"), done.params, sample_shape=(count,))
-    samples = {s: drawn[s] for s in target.bound.names}
+    samples = fit.draw(count, run_key, name_key(key, "draws"), start, state, x, y)
     stats = {"independent": True, "elbo": elbo, "log_joint": as_chains(log_joint(target.bound, samples, x, y))}
     return Posterior(as_chains(samples), stats, f"svi ({guide})")

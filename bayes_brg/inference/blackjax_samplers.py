@@ -324,6 +324,7 @@ def sghmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 500, num_s
 def _stochastic(method, model, x, y, key, counts, batch_size, step_size, init, running, **settings):
     load_blackjax()
     target, x, y, key = prepare(model, x, y, key, method)
+    target.bound.check_global(f"brg.{method}, which takes minibatches,")
     chains, warmup, samples, thinning = check_chains(*counts)
     n = num_points(x)
     batch = min(n, 64) if batch_size is None else min(check_count(batch_size, "batch_size"), n)

@@ -6,12 +6,10 @@ from typing import Any
 
 from ..core.checks import check_count, check_data
 from ..model.bound import bind
-from ..model.networks import BoundNetwork
 from ..posterior import Posterior
 from .ensemble import readout_posterior
 from .numpyro_hmc import nuts
 from .split_hmc import split_hmc
-from .target import collapsible
 
 __all__ = ["sample"]
 
@@ -45,12 +43,11 @@ def sample(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num
     bound = bind(model, x)
     options = dict(key=key, num_samples=num_samples, progress_bar=progress_bar)
     chains = dict(num_chains=num_chains, num_warmup=num_warmup, checkpoint=checkpoint)
-    linear = isinstance(bound, BoundNetwork) and set(bound.names) == set(bound.network.readout_sites)
-    if linear and bound.network.likelihood.name == "gaussian":  # type: ignore[attr-defined]
+    if bound.readout is not None and not bound.readout.hidden and not bound.readout.inexact():
         total = check_count(num_chains, "num_chains") * check_count(num_samples, "num_samples")
         post = readout_posterior(model, x, y, **{**options, "num_samples": total})
         why = "readout_posterior: the model is linear in Gaussian weights with Gaussian noise, so draws are exact"
-    elif not (reason := collapsible(bound)):
+    elif not (reason := bound.uncollapsible()):
         post = split_hmc(model, x, y, readout="collapsed", **options, **chains)
         why = ("split_hmc with the readout collapsed: a network with Gaussian likelihood, whose readout is integrated "
                "out exactly and whose hidden weights stay near their prior")

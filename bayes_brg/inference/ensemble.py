@@ -23,17 +23,21 @@ from ..core.checks import check_choice, check_count, check_data, check_key, chec
 from ..core.keys import name_key
 from ..metric.geometry import Geometry
 from ..metric.output_fisher import Estimator
-from ..model.bound import BoundModel, Params, bind, unwrap
-from ..model.networks import BoundNetwork
+from ..model.bound import BoundModel, Params, bind
+from ..model.distributions import unwrap
+from ..model.readout import LinearReadout, exact_shift
 from ..posterior import Posterior, check_proper, draw_prior, log_joint, work
-from .linear_descent import descend, draw_readout
+from .linear_descent import descend
+from .target import trained_sites
+from .training_advice import curvature_rate
 
 __all__ = ["ensemble", "readout_posterior"]
 
 
 def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str | Sequence[str] = "readout",
-             objective: str = "loss", optimizer: str = "sgd", learning_rate: float = 1e-6, num_epochs: int = 1000,
-             record: Sequence[int] = (), solver: str = "auto", progress_bar: bool = True) -> Posterior:
+             objective: str = "loss", optimizer: str = "sgd", learning_rate: float | str = "auto",
+             num_epochs: int = 1000, record: Sequence[int] = (), solver: str = "auto",
+             progress_bar: bool = True) -> Posterior:
     """Train an ensemble by gradient descent from independent prior draws.
 
     Parameters
@@ -55,8 +59,10 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         and only θ₀ is random. Needs Gaussian priors.
     optimizer : {"sgd", "gd", "adam"}
         ``"sgd"``: per sample, in order. ``"gd"``: full batch, mean over points. ``"adam"``: the same gradient in Adam.
-    learning_rate : float
-        η in θ ← θ − η ∂loss/∂θ, so w ← w + 2η r h for the square: units of θ²/loss. Sites whose support is not all of
+    learning_rate : float or "auto"
+        η in θ ← θ − η ∂loss/∂θ, so w ← w + 2η r h for the square: units of θ²/loss. ``"auto"``: what `learning_rate`
+        suggests from the curvature at eight of the members' starts, for Adam .01; it is in
+        ``stats["learning_rate"]``. The paper takes 1e-6 for its own network. Sites whose support is not all of
         ℝ take their steps in unconstrained coordinates, and so stay inside it.
     num_epochs : int
         Passes over the data; 0 leaves the prior draws.
@@ -88,7 +94,8 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     x, y = check_data(x, y)
     count = check_count(num_members, "num_members")
     epochs = check_count(num_epochs, "num_epochs", 0)
-    rate = check_positive(learning_rate, "learning_rate")
+    if learning_rate != "auto":
+        learning_rate = check_positive(learning_rate, "learning_rate")
     check_choice(optimizer, "optimizer", ("sgd", "gd", "adam"))
     check_choice(objective, "objective", ("loss", "randomized_map"))
     check_choice(solver, "solver", ("auto", "closed_form", "stepping"))
@@ -104,16 +111,20 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     trained = trained_sites(bound, train)
     key = name_key(key, "ensemble")
 
-    linear = (isinstance(bound, BoundNetwork) and bound.network.likelihood.name == "gaussian"
-              and set(trained) <= set(bound.network.readout_sites))
+    readout = bound.readout
+    linear = readout is not None and set(trained) <= set(readout.sites) and not readout.inexact()
     closed = linear and (objective == "randomized_map" or optimizer != "adam")
     if solver == "closed_form" and not closed:
         raise ValueError("the closed form needs a Network with a Gaussian likelihood, train='readout' and optimizer "
                          f"'sgd' or 'gd'; got train={train!r}, optimizer={optimizer!r}")
     draws = draw_prior(bound, name_key(key, "init"), x, count)
-    stats: dict[str, Any] = {"independent": True}
+    solved = closed and solver != "stepping" and objective == "randomized_map"
+    if learning_rate == "auto" and not solved:
+        learning_rate = curvature_rate(bound, draws, x, optimizer, trained)
+    rate = 0.0 if solved else float(learning_rate)
+    stats: dict[str, Any] = {"independent": True} if solved else {"independent": True, "learning_rate": rate}
     snapshots: dict[int, Params]
-    if solver != "stepping" and closed and isinstance(bound, BoundNetwork) and objective == "randomized_map":
+    if solved:
         if stops:
             raise ValueError("record needs a path of descent; randomized_map on a linear readout is solved at once: "
                              "leave record out, or pass solver='stepping'")
@@ -178,13 +189,13 @@ def readout_posterior(model: Callable, x, y, *, key, num_samples: int = 1000, hi
     x, y = check_data(x, y)
     count = check_count(num_samples, "num_samples")
     bound = bind(model, x)
-    if not isinstance(bound, BoundNetwork) or bound.network.likelihood.name != "gaussian":
+    if bound.readout is None or bound.readout.inexact():
         raise ValueError("readout_posterior needs a brg.mlp or brg.cosnet with a Gaussian likelihood, in whose readout "
                          f"the output is linear; got {model!r}. Use brg.nuts for other models")
     y = bound.targets(y)
     key = name_key(key, "readout_posterior")
     draws = draw_prior(bound, name_key(key, "init"), x, count)
-    trained = bound.network.readout_sites
+    trained = bound.readout.sites
     for s, given in (hidden or {}).items():
         value = check_array(given, f"hidden[{s!r}]", axes=())
         if bound.site(s).shape != value.shape:
@@ -196,43 +207,14 @@ def readout_posterior(model: Callable, x, y, *, key, num_samples: int = 1000, hi
     return Posterior(as_chains(draws), stats, "readout_posterior", trained)
 
 
-def trained_sites(bound: BoundModel, train: str | Sequence[str]) -> tuple[str, ...]:
-    """The sites named by `train`, in the model's order."""
-    if train == "all":
-        return bound.names
-    if train == "readout":
-        if not isinstance(bound, BoundNetwork):
-            raise ValueError("train='readout' needs a brg.mlp or brg.cosnet; for this model pass train='all' or the "
-                             f"names of sites: {', '.join(bound.names)}")
-        return bound.network.readout_sites
-    names = (train,) if isinstance(train, str) else tuple(train)
-    for name in names:
-        bound.site(name)
-    if not names:
-        raise ValueError("train names no site; pass 'readout', 'all' or site names")
-    return tuple(s for s in bound.names if s in names)
-
-
 # -- closed forms ---------------------------------------------------------------------------------------------
 @partial(jax.jit, static_argnums=0)
-def _design_one(bound: BoundNetwork, params: Params, x: jax.Array) -> jax.Array:
-    return bound.network.design(params, x)
+def _design_one(bound: BoundModel, params: Params, x: jax.Array) -> jax.Array:
+    return bound.readout.design(params, x)  # type: ignore[union-attr]
 
 
-def _columns(bound: BoundNetwork, trained: Sequence[str]) -> slice:
-    """Columns of the design matrix that belong to the trained readout sites: weights, then the bias."""
-    if bound.network.readout_bias is None or set(bound.network.readout_sites) <= set(trained):
-        return slice(None)
-    return slice(-1) if bound.network.readout in trained else slice(-1, None)
-
-
-def _stack(bound: BoundNetwork, params: dict, index: int) -> np.ndarray:
-    """Readout weights over biases, (width [+ 1], outputs), in float64."""
-    parts = [np.atleast_2d(np.asarray(params[s][index], np.float64)) for s in bound.network.readout_sites]
-    return np.concatenate(parts)
-
-
-def _each_member(bound: BoundNetwork, draws: Params, x: jax.Array, solve: Callable, desc: str, show: bool) -> None:
+def _each_member(bound: BoundModel, readout: LinearReadout, draws: Params, x: jax.Array, solve: Callable, desc: str,
+                 show: bool) -> None:
     """Call ``solve(member, H)``, H in float64, for every member.
 
     Members are independent, so each core solves one with single-threaded linear algebra: matrices this small gain
@@ -240,13 +222,13 @@ def _each_member(bound: BoundNetwork, draws: Params, x: jax.Array, solve: Callab
     """
     count, cores = next(iter(draws.values())).shape[0], os.cpu_count() or 1
     own = threading.local()  # one matrix a thread: fresh pages for each member cost more than the copy
-    hidden = {s: np.asarray(v) for s, v in draws.items() if s not in bound.network.readout_sites}
+    hidden = {s: np.asarray(draws[s]) for s in readout.hidden}
     wide = jax.config.jax_enable_x64
-    readout = {s: draws[s][0] for s in bound.network.readout_sites}  # features do not depend on it
+    weights = {s: draws[s][0] for s in readout.sites}  # features do not depend on them
 
     def solve_one(member: int) -> None:
         with jax.enable_x64(wide):  # JAX keeps its precision by thread
-            features = np.asarray(_design_one(bound, {**readout, **{s: v[member] for s, v in hidden.items()}}, x))
+            features = np.asarray(_design_one(bound, {**weights, **{s: v[member] for s, v in hidden.items()}}, x))
         if not hasattr(own, "h"):
             own.h = np.empty(features.shape)
         np.copyto(own.h, features)
@@ -258,27 +240,22 @@ def _each_member(bound: BoundNetwork, draws: Params, x: jax.Array, solve: Callab
             bar.update()
 
 
-def _store(bound: BoundNetwork, draws: Params, weights: np.ndarray) -> Params:
-    """Draws with the readout replaced by `weights` (T, width [+ 1], outputs), in the draws' own precision."""
-    network, out = bound.network, dict(draws)
-    width = draws[network.readout].shape[1]
+def _store(readout: LinearReadout, draws: Params, weights: np.ndarray) -> Params:
+    """Draws with the readout replaced by `weights` (T, rows, outputs), in the draws' own precision."""
     with np.errstate(over="ignore"):  # a member too large for the precision is infinite: `stats` says that it diverged
-        weights = weights.astype(draws[network.readout].dtype)
-    out[network.readout] = jnp.asarray(weights[:, :width])
-    if network.readout_bias is not None:
-        out[network.readout_bias] = jnp.asarray(weights[:, width])
-    return out
+        weights = weights.astype(draws[readout.sites[0]].dtype)
+    return {**draws, **{s: jnp.asarray(v) for s, v in readout.split(weights).items()}}
 
 
 def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs, show):
-    host = {s: np.asarray(draws[s]) for s in bound.network.readout_sites}
-    count = len(host[bound.network.readout])
+    readout = bound.readout
     stops = sorted({*stops, epochs})
     targets = np.asarray(y, np.float64)
-    start = np.stack([_stack(bound, host, i) for i in range(count)])
+    start = readout.stack(draws, np)
+    count = len(start)
     results = np.repeat(start[None], len(stops), axis=0)
     stable, limit = np.ones(count, bool), np.zeros(count)
-    free = _columns(bound, trained)
+    free = readout.rows(trained)
     frozen = start.copy()
     frozen[:, free] = 0.0
 
@@ -289,33 +266,28 @@ def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs
             results[k, i, free] = w
         stable[i], limit[i] = done.stable, done.largest_stable_rate
 
-    _each_member(bound, draws, x, solve, "train", show)
-    return {e: _store(bound, draws, results[k]) for k, e in enumerate(stops)}, stable, limit
+    _each_member(bound, readout, draws, x, solve, "train", show)
+    return {e: _store(readout, draws, results[k]) for k, e in enumerate(stops)}, stable, limit
 
 
-def exact_readout(bound: BoundNetwork, draws: Params, x, y, key, trained: Sequence[str], show: bool) -> Params:
+def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence[str], show: bool) -> Params:
     """Replace each member's readout by an exact posterior draw given its hidden weights (Matheron's rule)."""
+    readout = bound.readout
+    assert readout is not None and readout.noise is not None
     count = next(iter(draws.values())).shape[0]
-    anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
-    host = {s: np.asarray(draws[s]) for s in bound.network.readout_sites}
-    anchor = {s: np.asarray(anchors[s]) for s in bound.network.readout_sites}
-    priors, noise = bound.network.priors(bound.dim), bound.network.likelihood.scale
+    anchor = readout.stack(draw_prior(bound, name_key(key, "anchor"), x, count), np)
+    noise, std = readout.noise, np.asarray(readout.moments()[1][:, 0], np.float64)
     targets = np.asarray(y, np.float64)
     noise_keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
     epsilon = noise * np.asarray(jax.vmap(lambda k: jax.random.normal(k, targets.shape))(noise_keys), np.float64)
-    std = np.concatenate([np.ravel(np.atleast_2d(np.broadcast_to(np.asarray(unwrap(priors[s]).scale),
-                                                                 bound.site(s).shape))[:, 0])
-                          if s == bound.network.readout else np.ravel(np.asarray(unwrap(priors[s]).scale))[:1]
-                          for s in bound.network.readout_sites]).astype(np.float64)
-    results = np.stack([_stack(bound, host, i) for i in range(count)])
-    free = _columns(bound, trained)
+    results, free = readout.stack(draws, np), readout.rows(trained)
 
     def solve(i, h):
-        results[i, free] = _stack(bound, anchor, i)[free]
-        results[i, free] += draw_readout(h[:, free], targets + epsilon[i] - h @ results[i], std[free], noise)
+        results[i, free] = anchor[i, free]
+        results[i, free] += exact_shift(h[:, free], targets + epsilon[i] - h @ results[i], std[free], noise)
 
-    _each_member(bound, draws, x, solve, "exact readout", show)
-    return _store(bound, draws, results)
+    _each_member(bound, readout, draws, x, solve, "exact readout", show)
+    return _store(readout, draws, results)
 
 
 # -- step by step ---------------------------------------------------------------------------------------------
@@ -373,15 +345,15 @@ def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, 
     member: dict[str, Any] = {"params": draws, "epsilon": None, "anchor": {}, "scale": {}}
     strength = 0.0
     if objective == "randomized_map":
-        gaussian = bound.likelihood is not None and bound.likelihood.name == "gaussian"
+        noise = bound.likelihood.noise if bound.likelihood is not None else None
         anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
         member["anchor"] = {s: anchors[s] for s in trained}
         member["scale"] = prior_scales(bound, x, trained, count)
-        if gaussian:
+        if noise is not None:
             keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
-            member["epsilon"] = bound.likelihood.scale * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys)
+            member["epsilon"] = noise * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys)
         # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
-        strength = (bound.likelihood.scale**2 if gaussian else 0.5) / num_points(x)
+        strength = (0.5 if noise is None else noise**2) / num_points(x)
     kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), member, (x, y),
                      chunk=default_chunk(work(bound, x)), desc="train", show=show)
     return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
@@ -403,4 +375,4 @@ def prior_scales(bound: BoundModel, x: Any, sites: Sequence[str], count: int) ->
 
 def _report_one(bound: BoundModel, params: Params, x, y) -> dict[str, jax.Array]:
     """Both in one pass through the network."""
-    return {"loss": jnp.mean(bound.loss(params, x, y)), "log_joint": bound.log_joint(params, x, y)}
+    return {"loss": bound.mean_loss(params, x, y), "log_joint": bound.log_joint(params, x, y)}

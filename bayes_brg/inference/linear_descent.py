@@ -1,4 +1,4 @@
-"""Linear readouts in closed form: gradient descent by the power of one matrix, and exact Gaussian draws.
+"""Linear readouts in closed form: gradient descent by the power of one matrix.
 
 With frozen features H (n × N) the squared loss of a linear readout makes every epoch of descent an affine map
 (theory §8), so that any number of epochs costs a few small matrix products. All of it is NumPy in float64, whatever
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import blas, cho_factor, cho_solve, lapack
+from scipy.linalg import lapack
 from scipy.sparse.linalg import ArpackError, eigs
 
-__all__ = ["Descent", "descend", "draw_readout"]
+__all__ = ["Descent", "descend"]
 
 TOLERANCE = 1e-9  # a spectral radius this far above 1 is rounding, not growth
 TRIES = 3
@@ -218,31 +218,3 @@ def _radius(m: np.ndarray) -> float:
         except ArpackError:
             pass  # a slow case: fall through to the dense eigenvalues
     return float(np.abs(np.linalg.eigvals(m)).max())
-
-
-def draw_readout(h: np.ndarray, residual: np.ndarray, prior_std: np.ndarray, noise: float) -> np.ndarray:
-    """Shift of a prior draw that makes it an exact posterior draw (Matheron's rule, theory §8).
-
-    Parameters
-    ----------
-    h : array (n, N)
-    residual : array (n, C)
-        y + ε − H w₀ with w₀ ~ prior and ε ~ N(0, noise²) fresh.
-    prior_std : array (N,)
-    noise : float
-
-    Returns
-    -------
-    array (N, C)
-        Σ_w Hᵀ (H Σ_w Hᵀ + s²)⁻¹ residual, by the smaller of the two Gram matrices. It is also the minimiser of
-        |residual − H d|²/s² + |d/σ₀|²: randomised MAP.
-    """
-    n, width = h.shape
-    scaled = np.asarray(h, dtype=np.float64) * prior_std
-    if n <= width:
-        gram = blas.dsyrk(1.0, scaled, lower=1)
-        gram[np.diag_indices(n)] += noise**2
-        return prior_std[:, None] * (scaled.T @ cho_solve(cho_factor(gram, lower=True, overwrite_a=True), residual))
-    gram = scaled.T @ scaled
-    gram[np.diag_indices(width)] += noise**2
-    return prior_std[:, None] * cho_solve(cho_factor(gram, lower=True), scaled.T @ residual)

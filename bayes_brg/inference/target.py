@@ -6,8 +6,7 @@ Every sampler of the package works on a `Target`. Its coordinates u are real, an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,18 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from numpyro import handlers
-from numpyro.distributions.transforms import biject_to
-from numpyro.infer.util import constrain_fn, get_transforms, potential_energy, unconstrain_fn
 
 from ..core.arrays import check_array
 from ..core.checks import check_choice, check_count, check_data, check_key
 from ..core.keys import name_key
-from ..model.bound import BoundModel, NamedSeed, bind, unwrap
-from ..model.networks import BoundNetwork
-from ..model.readout import Readout, draw_readout, log_marginal
+from ..model.bound import BoundModel, bind
+from ..model.readout import LinearReadout
 from ..posterior import Posterior, diverged
 
 Params = dict[str, jax.Array]
@@ -50,168 +44,68 @@ class Target:
     @property
     def names(self) -> tuple[str, ...]:
         """The sites that are sampled."""
-        if not self.collapsed:
-            return self.bound.names
-        return tuple(s for s in self.bound.names if s not in self.network.readout_sites)
+        return self._readout.hidden if self.collapsed else self.bound.names
 
     @property
-    def network(self):
-        return self.bound.fn
-
-    @property
-    def fast(self) -> bool:
-        return isinstance(self.bound, BoundNetwork)
+    def _readout(self) -> LinearReadout:
+        readout = self.bound.readout
+        assert readout is not None  # `prepare` collapses no other model
+        return readout
 
     @property
     def whitened(self) -> bool:
         """Whether u is θ whitened by Gaussian priors at every site."""
-        return self.fast and all(_is_normal(p) for p in self._priors().values())
+        return self.bound.white(self.names)
 
     # -- coordinates --------------------------------------------------------------------------------------
-    def _model(self, x: Any, y: Any) -> tuple[Callable, tuple]:
-        """A general model with its randomness fixed, and its arguments."""
-        return NamedSeed(self.bound.fn, jax.random.key(0)), (x, y)
-
-    def _priors(self) -> dict[str, dist.Distribution]:
-        priors = self.bound.network.priors(self.bound.dim)  # type: ignore[attr-defined]
-        return {s: priors[s] for s in self.names}
-
     def scales(self) -> dict[str, Any]:
         """Width of one unit of each whitened site; 1 for the others."""
-        if not self.fast:
-            return dict.fromkeys(self.names, 1.0)
-        return {s: unwrap(p).scale if _is_normal(p) else 1.0 for s, p in self._priors().items()}
+        return self.bound.scales(self.names)
 
     def constrain(self, u: Params, x: Any, y: Any) -> Params:
         """Native values of the sampled sites."""
-        if not self.fast:
-            fn, args = self._model(x, y)
-            with handlers.block():
-                return constrain_fn(fn, args, {}, u)
-        return {s: unwrap(p).loc + unwrap(p).scale * u[s] if _is_normal(p) else biject_to(p.support)(u[s])
-                for s, p in self._priors().items()}
+        return self.bound.constrain(u, x, y)
 
     def unconstrain(self, params: Mapping, x: Any, y: Any) -> Params:
         """Unconstrained coordinates of native values."""
-        params = {s: jnp.asarray(params[s]) for s in self.names}
-        if not self.fast:
-            fn, args = self._model(x, y)
-            with handlers.block():
-                return unconstrain_fn(fn, args, {}, params)
-        return {s: (params[s] - unwrap(p).loc) / unwrap(p).scale if _is_normal(p)
-                else biject_to(p.support).inv(params[s]) for s, p in self._priors().items()}
-
-    def shapes(self, x: Any, y: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the coordinates, which may differ from the native ones (a simplex)."""
-        dtype = jnp.result_type(float)
-        if self.fast or not any(s.improper for s in self.bound.sites):
-            def u(x, y):
-                return self.unconstrain(self.bound.draw_prior(jax.random.key(0), x), x, y)
-
-            return {s: jax.ShapeDtypeStruct(v.shape, dtype) for s, v in jax.eval_shape(u, x, y).items()}
-        return {s.name: jax.ShapeDtypeStruct(biject_to(s.support).inverse_shape(s.shape), dtype)
-                for s in self.bound.sites}
+        return self.bound.unconstrain({s: jnp.asarray(params[s]) for s in self.names}, x, y)
 
     def unravel(self, x: Any, y: Any) -> Callable[[jax.Array], Params]:
         """From the flat vector, in the order of `jax.flatten_util.ravel_pytree`, to the named coordinates."""
         return ravel_pytree({s: jnp.zeros(v.shape, v.dtype) for s, v in self.shapes(x, y).items()})[1]
 
+    def shapes(self, x: Any, y: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the coordinates, which may differ from the native ones (a simplex)."""
+        found = self.bound.shapes(x, y)
+        return {s: found[s] for s in self.names}
+
     # -- densities, in nats -------------------------------------------------------------------------------
     def log_prior(self, u: Params, x: Any, y: Any = None) -> jax.Array:
         """Log prior density of u, Jacobian included; without factors."""
-        if self.fast:
-            terms = []
-            for s, p in self._priors().items():
-                if _is_normal(p):
-                    terms.append(-0.5 * jnp.sum(u[s] ** 2) - 0.5 * u[s].size * math.log(2 * math.pi))
-                    continue
-                t = biject_to(p.support)
-                value = t(u[s])
-                terms.append(jnp.sum(p.log_prob(value)) + jnp.sum(t.log_abs_det_jacobian(u[s], value)))
-            return sum(terms, start=jnp.zeros(()))
-        params = self.constrain(u, x, y)
-        fn, args = self._model(x, y)
-        with handlers.block():
-            transforms = get_transforms(fn, args, {}, params)
-        jacobian = sum((jnp.sum(transforms[s].log_abs_det_jacobian(u[s], params[s])) for s in self.names),
-                       start=jnp.zeros(()))
-        return self.bound.log_prior(params, x) + jacobian
+        return self.bound.log_prior_of(u, x, y)
 
     def log_factors(self, u: Params, x: Any, y: Any) -> jax.Array:
         """Sum of the model's `numpyro.factor` terms."""
-        return jnp.zeros(()) if self.fast else self.bound.log_factors(self.constrain(u, x, y), x, y)
+        return self.bound.log_factors(self.constrain(u, x, y), x, y)
 
     def log_likelihood(self, u: Params, x: Any, y: Any) -> jax.Array:
-        """Log-likelihood of each datum, shape (n,); of all data, shape (1,), where the readout is collapsed."""
+        """What each datum adds to the log density, (n,); of all data, (1,), where the readout is collapsed."""
         params = self.constrain(u, x, y)
-        if self.collapsed:
-            return log_marginal(self.readout(), self.network.design(params, x), y)[None]
-        return self.bound.log_likelihood(params, x, y)
+        return (self._readout.log_marginal(params, x, y)[None] if self.collapsed
+                else self.bound.weighted_log_likelihood(params, x, y))
 
     def log_density(self, u: Params, x: Any, y: Any) -> jax.Array:
         """Log posterior density of u, up to the evidence."""
-        if self.fast:
-            return self.log_prior(u, x) + jnp.sum(self.log_likelihood(u, x, y))
-        fn, args = self._model(x, y)
-        with handlers.block():
-            return -potential_energy(fn, args, {}, u)
-
-    # -- the collapsed readout ----------------------------------------------------------------------------
-    def readout(self) -> Readout:
-        """Prior and noise of the linear readout of a Gaussian network."""
-        return gaussian_readout(self.bound)  # type: ignore[arg-type]
+        if self.collapsed:
+            return self.log_prior(u, x, y) + self.log_likelihood(u, x, y)[0]
+        return self.bound.log_density_of(u, x, y)
 
     def finish(self, key: jax.Array, u: Params, x: Any, y: Any) -> Params:
         """Native values of every site; a collapsed readout is drawn from its exact conditional."""
         params = self.constrain(u, x, y)
-        return complete(self.bound, key, params, x, y) if self.collapsed else params  # type: ignore[arg-type]
-
-
-def _is_normal(prior: dist.Distribution) -> bool:
-    return isinstance(unwrap(prior), dist.Normal)
-
-
-def collapsible(bound: BoundModel) -> str:
-    """Why the readout of a model cannot be integrated out; "" where it can."""
-    if not isinstance(bound, BoundNetwork):
-        return "the model is not a Network, so its readout is not known to be linear; write it with brg.mlp"
-    network = bound.network
-    if network.likelihood.name != "gaussian":
-        return f"the likelihood is {network.likelihood.name}, not Gaussian, so the readout has no closed form"
-    if not set(bound.names) - set(network.readout_sites):
-        return "the network has no hidden site; its posterior is exactly Gaussian: use brg.readout_posterior"
-    with jax.ensure_compile_time_eval():  # the answer is needed in traced code too
-        priors = [unwrap(p) for s, p in network.priors(bound.dim).items() if s in network.readout_sites]
-        if not all(isinstance(p, dist.Normal) for p in priors):
-            return "the prior of the readout is not Gaussian"
-        if any(jnp.ndim(p.scale) and np.ptp(np.asarray(p.scale), axis=-1).any() for p in priors):
-            return "the prior scale of the readout differs between outputs"
-    return ""
-
-
-def gaussian_readout(bound: BoundNetwork) -> Readout:
-    """Prior of a network's readout, one row an input of the readout (bias last), and the noise."""
-    network, priors = bound.network, bound.network.priors(bound.dim)
-    mean, scale = [], []
-    for site in network.readout_sites:
-        base, shape = unwrap(priors[site]), (-1, network.outputs)
-        full = tuple(priors[site].batch_shape + priors[site].event_shape)
-        mean.append(jnp.broadcast_to(base.loc, full).reshape(shape))
-        scale.append(jnp.broadcast_to(base.scale, full).reshape(shape)[:, 0])
-    return Readout(jnp.concatenate(mean), jnp.concatenate(scale), network.likelihood.scale)
-
-
-def complete(bound: BoundNetwork, key: jax.Array, params: Params, x: Any, y: Any) -> Params:
-    """`params` with the readout drawn from its exact conditional given the hidden sites."""
-    network = bound.network
-    drawn = draw_readout(gaussian_readout(bound), key, network.design(params, x), y)
-    out, row = dict(params), 0
-    for site in network.readout_sites:
-        shape = bound.site(site).shape
-        rows = math.prod(shape) // network.outputs
-        out[site] = drawn[row:row + rows].reshape(shape)
-        row += rows
-    return {s: out[s] for s in bound.names}
+        if self.collapsed:
+            params = self._readout.complete(key, params, x, y)
+        return {s: params[s] for s in self.bound.names}
 
 
 # -- from the arguments of a public function to a target ------------------------------------------------------
@@ -226,7 +120,7 @@ def prepare(model: Callable, x: Any, y: Any, key: Any, method: str,
         if site.discrete:
             raise ValueError(f"site {site.name!r} is discrete, and {method} needs gradients: sum it out of the model")
     if check_choice(readout, "readout", ("sampled", "collapsed")) == "collapsed":
-        reason = collapsible(bound)
+        reason = bound.uncollapsible()
         if reason:
             raise ValueError(f"readout='collapsed' is not possible: {reason}, or pass readout='sampled'")
     return Target(bound, readout == "collapsed"), x, y, key
@@ -277,7 +171,7 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
     if how is None:
         raise TypeError(f"init must be one of {', '.join(INITS)}, a Posterior or a dict of values, got {init!r}")
     if how == "auto":
-        how = "prior" if target.fast else "uniform"
+        how = "prior" if bound.familiar else "uniform"
     if how == "prior":
         improper = [s.name for s in bound.sites if s.improper]
         if improper:
@@ -290,7 +184,9 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         new, good = _draw_starts(target, how, count, jax.random.fold_in(key, attempt), x, y)
         start, valid = jax.tree.map(partial(_where, valid), start, new), valid | good
     raise ValueError("no starting point with a finite log density and gradient was found in 20 draws from "
-                     f"init={how!r}; pass init= a dict of values inside the support, and check the model")
+                     f"init={how!r}; pass init= a dict of values inside the support, and check the model"
+                     + (f". Noise of {target.bound.readout.noise:g} may be too small for the precision of the "  # type: ignore[union-attr]
+                        "collapsed likelihood: raise it, or pass readout='sampled'" if target.collapsed else ""))
 
 
 def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -306,8 +202,8 @@ def _draw_starts(target: Target, how: str, count: int, key: jax.Array, x: Any, y
                  for s, v in target.shapes(x, y).items()}
         else:
             params = target.bound.draw_prior(key, x)
-            if isinstance(target.bound, BoundNetwork) and not target.collapsed and not collapsible(target.bound):
-                params = complete(target.bound, name_key(key, "readout"), params, x, y)
+            if not target.collapsed and not target.bound.uncollapsible():
+                params = target.bound.readout.complete(name_key(key, "readout"), params, x, y)  # type: ignore[union-attr]
             u = target.unconstrain(params, x, y)
         return u, _valid(target, u, x, y)
 
@@ -342,3 +238,20 @@ def check_chains(num_chains: Any, num_warmup: Any, num_samples: Any, thinning: A
     """The four counts every chain sampler takes."""
     return (check_count(num_chains, "num_chains"), check_count(num_warmup, "num_warmup", 0),
             check_count(num_samples, "num_samples"), check_count(thinning, "thinning"))
+
+
+def trained_sites(bound: BoundModel, train: str | Sequence[str]) -> tuple[str, ...]:
+    """The sites named by `train`, in the model's order."""
+    if train == "all":
+        return bound.names
+    if train == "readout":
+        if bound.readout is None:
+            raise ValueError("train='readout' needs a brg.mlp or brg.cosnet; for this model pass train='all' or the "
+                             f"names of sites: {', '.join(bound.names)}")
+        return bound.readout.sites
+    names = (train,) if isinstance(train, str) else tuple(train)
+    for name in names:
+        bound.site(name)
+    if not names:
+        raise ValueError("train names no site; pass 'readout', 'all' or site names")
+    return tuple(s for s in bound.names if s in names)

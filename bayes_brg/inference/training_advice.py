@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from ..core.batching import as_chains, default_chunk, map_draws
+from ..core.batching import as_chains, map_draws
 from ..core.checks import check_choice, check_count, check_data, check_key
 from ..core.keys import name_key
 from ..metric.fisher import fisher
 from ..metric.geometry import Geometry
 from ..metric.output_fisher import Estimator
-from ..model.bound import BoundModel, Params, bind, unwrap
-from ..posterior import Posterior, draw_prior, work
-from .ensemble import trained_sites
+from ..model.bound import BoundModel, Params, bind
+from ..model.distributions import unwrap
+from ..posterior import Posterior, draw_prior, mean_loss
+from .target import trained_sites
 
 __all__ = ["LearningRate", "early_stopped", "learning_rate"]
 
@@ -80,22 +82,41 @@ def learning_rate(model, x, y, *, key, optimizer: str = "sgd", train: str | Sequ
     bound, count = bind(model, x), check_count(num_members, "num_members")
     sites = trained_sites(bound, train)
     draws = draw_prior(bound, name_key(name_key(check_key(key), "ensemble"), "init"), x, count)
+    stable = stable_rates(bound, draws, x, optimizer, sites)
+    return LearningRate(float(stable.min() / 2), stable, optimizer)
+
+
+ADAM_RATE = 0.01  # of a step in Adam, whatever the curvature
+LOOKED_AT = 8  # members whose curvature sets a rate
+
+
+def curvature_rate(bound: BoundModel, draws: Params, x: Any, optimizer: str, sites: tuple[str, ...]) -> float:
+    """The rate an ensemble takes by default: half of the smallest stable one at its first starts."""
+    if optimizer == "adam":
+        return ADAM_RATE
+    few = jax.tree.map(lambda a: a[:LOOKED_AT], draws)
+    return float(stable_rates(bound, few, x, optimizer, sites).min() / 2)
+
+
+def stable_rates(bound: BoundModel, draws: Params, x: Any, optimizer: str, sites: tuple[str, ...]) -> np.ndarray:
+    """The largest stable rate at each draw, leading axis T."""
     # G = factor · I: the square (y − φ)² has second derivative 2 where −log p has 1/s².
-    gaussian = bound.likelihood is not None and bound.likelihood.name == "gaussian"
-    observed = jax.eval_shape(lambda p: bound.distribution(p, x), jax.tree.map(lambda a: a[0], draws))
-    if not gaussian and isinstance(unwrap(observed), dist.Normal):
-        raise ValueError("the loss of a Gaussian model is (y − φ)², and the noise of one that is no brg.mlp nor "
-                         "brg.cosnet is not known before it is run; write it with likelihood=brg.gaussian(scale)")
-    factor = 2 * bound.likelihood.scale**2 if gaussian else 1.0  # type: ignore[union-attr]
+    factor = np.asarray(map_draws(_square_factor, (bound,), draws, (x,)))
     if optimizer == "gd":
-        metric = fisher(model, Posterior({s: v[None] for s, v in draws.items()}), x, kind="full", sites=sites,
+        metric = fisher(bound.fn, Posterior({s: v[None] for s, v in draws.items()}), x, kind="full", sites=sites,
                         coordinates="unconstrained", progress_bar=False)
         top = np.asarray(metric.eigenvalues)[0, :, 0]
     else:
         top = np.asarray(map_draws(_steepest_one, (bound, sites), draws, (x,), chunk=1))
     with np.errstate(divide="ignore"):
-        stable = 2 / (factor * top)
-    return LearningRate(float(stable.min() / 2), stable, optimizer)
+        return 2 / (factor * top)
+
+
+def _square_factor(bound: BoundModel, params: Params, x) -> jax.Array:
+    """2s² where the loss is (y − φ)², the largest s over data; 1 where it is −log p."""
+    base = unwrap(bound.distribution(params, x))
+    square = isinstance(base, dist.Normal) if bound.likelihood is None else bound.likelihood.noise is not None
+    return 2 * jnp.max(jnp.asarray(base.scale)) ** 2 if square else jnp.ones(())
 
 
 def _steepest_one(bound: BoundModel, sites: tuple[str, ...], params: Params, x) -> jax.Array:
@@ -145,8 +166,7 @@ def early_stopped(model, ensemble: Posterior, x, y) -> Posterior:
     y = bound.targets(y)
     epochs = np.array([*ensemble.history, -1])
     stages = [*(p.flat() for p in ensemble.history.values()), ensemble.flat()]
-    losses = np.stack([np.asarray(map_draws(_loss_one, (bound,), s, (x, y), chunk=default_chunk(work(bound, x))))
-                       for s in stages])
+    losses = np.stack([np.asarray(mean_loss(bound, s, x, y)) for s in stages])
     losses = np.where(np.isfinite(losses), losses, np.inf)
     best = np.where(np.isinf(losses).all(0), len(stages) - 1, losses.argmin(0))
     members = np.arange(ensemble.size)
@@ -163,6 +183,3 @@ def early_stopped(model, ensemble: Posterior, x, y) -> Posterior:
                      {k: v if k == "independent" else v.reshape(shape) for k, v in stats.items()},
                      f"{ensemble.method}, stopped early", ensemble.trained)
 
-
-def _loss_one(bound: BoundModel, params: Params, x, y) -> jax.Array:
-    return jnp.mean(bound.loss(params, x, y))

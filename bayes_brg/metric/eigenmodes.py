@@ -18,7 +18,6 @@ from matfree import decomp
 from ..core.batching import map_draws, progress
 from ..core.checks import num_points
 from ..model.bound import Params
-from ..model.networks import BoundNetwork
 from .geometry import Block, Geometry, draw_key, hold, ravel, unravel
 
 # Numbers held at once: rows of the factor, and the draws of one group.
@@ -31,9 +30,6 @@ def num_responses(geometry: Geometry, params: Params, data: dict, key: Any) -> i
     how = geometry.how
     if how.name != "exact":
         return how.num_samples if how.name == "montecarlo" else 1
-    if isinstance(geometry.bound, BoundNetwork):
-        network = geometry.bound.network
-        return network.outputs - (network.likelihood.name == "categorical")
     batches, _ = geometry.batches(data)
     first = jax.tree.map(lambda a: a[0], batches)
     shape = jax.eval_shape(lambda p: geometry.respond(geometry.coords(p), p, first, key), params)

@@ -23,7 +23,6 @@ from ..model.bound import BoundModel, Params, bind, unwrap
 from ..posterior import Posterior, diverged, work
 from . import eigenmodes
 from .geometry import Geometry, draw_key, hold
-from .layers import covered
 from .metric import Metric, diagonal_one, diagonal_shared, finite_one, prior_one, prior_shared
 from .output_fisher import Estimator, choose, has_parameter
 from .prior_moments import check_whitening
@@ -128,6 +127,7 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     check_choice(coordinates, "coordinates", COORDINATES)
     num_samples, rank = check_count(num_samples, "num_samples"), check_count(rank, "rank")
     bound = bind(model, x)
+    bound.check_global("brg.fisher")
     sites = flowing_sites(bound, x, posterior, sites)
     parents = bound.parents(x)
     draft = Geometry(bound, sites, kind, Estimator(), whiten, coordinates,
@@ -263,7 +263,7 @@ def _complete(draft: Geometry, how: Estimator, params: Params, data: dict, share
     """The geometry with its estimator, its fast way, its batch of probe inputs and its blocks."""
     bound, n = draft.bound, num_points(data["x"])
     real = draft.coordinates == "native" or all(draft._transform(s) is None for s in draft.sites)
-    layered = real and covered(bound, draft.sites)
+    layered = real and bound.layered(draft.sites)
     scale = shared.get("scale", {})
     uniform = not draft.whiten or ("scale" in shared and all(bool(jnp.all(v == v.ravel()[0])) for v in scale.values()))
     geometry = replace(draft, how=how, layered=layered, uniform=uniform, batch=n)

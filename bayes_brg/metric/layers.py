@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..model.bound import BoundModel, Params
-from ..model.networks import BoundNetwork, dense
-from .output_fisher import Estimator, depends, output_responses
+from ..model.networks import dense
+from .output_fisher import Estimator, output_responses
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Layer:
     inputs: jax.Array
 
 
-def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: Params, batch: dict, key: Any
+def layers(bound: BoundModel, how: Estimator, sites: tuple[str, ...], params: Params, batch: dict, key: Any
            ) -> tuple[list[Layer], Callable[[jax.Array], list[jax.Array]], int]:
     """Dense layers that hold one of `sites`, a function from (r,) to their cotangents δ under response r, and R.
 
@@ -49,8 +48,9 @@ def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: 
                 out = out + taps[weight] if taps else out
             return out
 
-        phi = bound.network.apply(params, batch["x"], tapped)
-        r = output_responses(bound.network.likelihood, how, phi, batch, key) * batch["weight"][:, None]
+        assert bound.likelihood is not None
+        phi = bound.apply(params, batch["x"], tapped)
+        r = output_responses(bound.likelihood, how, phi, batch, key) * batch["weight"][:, None]
         return r, inputs, outputs
 
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(lambda: forward({})[2]))
@@ -62,43 +62,6 @@ def layers(bound: BoundNetwork, how: Estimator, sites: tuple[str, ...], params: 
         return [found[weight] for weight in facts]
 
     return [Layer(weight, *facts[weight], inputs[weight]) for weight in facts], cotangents, r.shape[1]
-
-
-def covered(bound: BoundModel, sites: tuple[str, ...]) -> bool:
-    """Whether each of `sites` enters through the dense primitive alone, once, with one row a datum.
-
-    Then `layers` tells all about them. Where a layer sees other rows (a convolution as patches, positions that share
-    weights) the gradient of a datum is a sum over its rows, which comes before any square or product: such sites take
-    the general way, and so do those that enter elsewhere too.
-    """
-    if not isinstance(bound, BoundNetwork) or not set(sites) <= set(bound.network.dense_sites):
-        return False
-    return set(sites) <= _once(bound)
-
-
-@lru_cache(maxsize=256)
-def _once(bound: BoundNetwork) -> frozenset[str]:
-    """Sites of which `covered` is true, found by tracing the forward pass."""
-    seen: list[str] = []
-    params = {site.name: jax.ShapeDtypeStruct(site.shape, jnp.float32) for site in bound.sites}
-    for n in (1, 3):
-        def recording(params, h, weight, bias=None, scale=1.0, bias_scale=1.0, n=n):
-            named = [s for s in (weight, bias) if s is not None]
-            seen.extend(named if h.ndim == 2 and h.shape[0] == n else 2 * named)
-            return dense(params, h, weight, bias, scale, bias_scale)
-
-        x = jax.ShapeDtypeStruct((n, bound.dim), jnp.float32)
-        jax.eval_shape(lambda p, x, recording=recording: bound.network.apply(p, x, recording), params, x)
-
-    def without(params, h, weight, bias=None, scale=1.0, bias_scale=1.0):
-        return jnp.zeros((*h.shape[:-1], params[weight].shape[1])) + jnp.sum(h)
-
-    def elsewhere(site):
-        rest = {s: jnp.zeros(p.shape) for s, p in params.items()}
-        return depends(lambda v: [bound.network.apply({**rest, site: v}, jnp.zeros((3, bound.dim)), without)],
-                       rest[site])[0]
-
-    return frozenset(s for s in set(seen) if seen.count(s) == 2 and not elsewhere(s))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

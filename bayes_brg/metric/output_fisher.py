@@ -19,13 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.extend import core
 from jax.lax import stop_gradient
 from jax.scipy.special import polygamma
 
+from ..core.programs import depends
 from ..model.bound import BoundModel, Params, unwrap
-from ..model.likelihoods import Likelihood
-from ..model.networks import BoundNetwork
+from ..model.likelihoods import Likelihood, categorical_root
 
 __all__ = ["Estimator", "choose", "responses"]
 
@@ -136,10 +135,10 @@ def _formula(base: dist.Distribution, varies: tuple[str, ...]) -> tuple[jax.Arra
             size, rate = jnp.broadcast_arrays(base.concentration, base.rate)
             return _columns((-jnp.log(rate), jnp.sqrt(size / (1 + rate))))
         case dist.CategoricalLogits() | dist.CategoricalProbs():
-            return base.logits, Likelihood("categorical").fisher_root(base.logits)
+            return base.logits, categorical_root(base.logits)
         case dist.MultinomialLogits() | dist.MultinomialProbs():
             count = jnp.sqrt(jnp.asarray(base.total_count, base.logits.dtype))[..., None, None]
-            return base.logits, count * Likelihood("categorical").fisher_root(base.logits)
+            return base.logits, count * categorical_root(base.logits)
         case dist.BernoulliLogits() | dist.BernoulliProbs() | dist.BinomialLogits() | dist.BinomialProbs():
             root = _bernoulli_root(base.logits)
             logits, root = jnp.broadcast_arrays(base.logits, root * jnp.sqrt(getattr(base, "total_count", 1.0)))
@@ -259,24 +258,19 @@ def responses(bound: BoundModel, how: Estimator, params: Params, batch: dict, ke
     key : jax.random.key, optional
         For drawn labels.
     """
-    if isinstance(bound, BoundNetwork):
-        r = output_responses(bound.network.likelihood, how, bound.phi(params, batch["x"]), batch, key)
+    if bound.likelihood is not None:
+        r = output_responses(bound.likelihood, how, bound.phi(params, batch["x"]), batch, key)
     else:
-        r = jax.vmap(lambda datum: _general_one(bound, how, params, datum, key))(batch)
+        def one(datum):
+            x = jax.tree.map(lambda leaf: leaf[None], datum["x"])
+            weight = jnp.sqrt(bound.weights(params, x)[0]) if bound.weighted else 1.0
+            return _general_one(bound, how, params, datum, key) * weight
+
+        r = jax.vmap(one)(batch)
     return r * batch["weight"][:, None]
 
 
 # -- which of them, decided once ------------------------------------------------------------------------------
-def depends(fn: Callable, *args: Any) -> list[bool]:
-    """Whether each output leaf of ``fn(*args)`` depends on `args`, by following the program; never says no wrongly."""
-    program = jax.make_jaxpr(fn)(*args).jaxpr
-    live = set(program.invars)
-    for equation in program.eqns:
-        if any(not isinstance(v, core.Literal) and v in live for v in equation.invars):
-            live.update(equation.outvars)
-    return [not isinstance(v, core.Literal) and v in live for v in program.outvars]
-
-
 def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: Any, sites: tuple[str, ...]) -> Estimator:
     """Decide how the output Fisher of a model is had.
 
@@ -288,7 +282,7 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
     ValueError
         If the Fisher matrix does not exist: a support that moves with the parameters, or a deterministic output.
     """
-    if isinstance(bound, BoundNetwork):
+    if bound.likelihood is not None:
         return Estimator(name, num_samples)
     free, rest = {s: params[s] for s in sites}, {s: v for s, v in params.items() if s not in sites}
     copies = 1

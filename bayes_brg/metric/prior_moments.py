@@ -12,7 +12,6 @@ from numpyro.distributions import biject_to, constraints
 
 from ..model.bound import BoundModel, Params, unwrap
 from ..model.cosnet import UniformBall
-from ..model.networks import BoundNetwork
 
 
 def is_real(support: Any) -> bool:
@@ -53,11 +52,7 @@ def _moments_unconstrained(d: dist.Distribution, shape: tuple[int, ...]) -> tupl
 def prior_moments(bound: BoundModel, sites: tuple[str, ...], coordinates: str, params: Params, x: Any
                   ) -> tuple[Params, Params]:
     """Prior mean m_p and standard deviation P₀^{−1/2} of each entry of `sites`, given their parents in `params`."""
-    if isinstance(bound, BoundNetwork):
-        found = bound.network.priors(bound.dim)
-    else:
-        trace = bound.trace(params, x)
-        found = {s: trace[s]["fn"] for s in sites}
+    found = bound.priors(params, x)
     mean, scale = {}, {}
     for s in sites:
         d, shape = found[s], bound.site(s).shape

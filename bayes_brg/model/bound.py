@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,44 +18,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
 from numpyro.infer.inspect import get_dependencies
+from numpyro.infer.util import constrain_fn, get_transforms, potential_energy, unconstrain_fn
 
 from ..core.arrays import check_array
 from ..core.checks import check_inputs, num_points
-from ..core.keys import name_key
+from .contract import Findings, examine
+from .distributions import observed_mask, unwrap
 from .likelihoods import Likelihood
+from .readout import LinearReadout
+from .tracing import NamedSeed, check_call, hashable, is_factor, latents, output_of, per_datum
 
 __all__ = ["BoundModel", "Site", "bind"]
 
 Params = dict[str, jax.Array]
-HELD_DATA = ("Arrays with one entry a datum (offsets, weights) belong in x, which may be a dict of arrays, and a plate "
-             "over data has the length of x")
-
-
-class NamedSeed(numpyro.primitives.Messenger):
-    """Seed each site with the key folded from its name, so that giving one site a value changes no other draw."""
-
-    def __init__(self, fn: Callable | None = None, key: jax.Array | None = None):
-        self.key = key
-        self.unnamed = 0
-        super().__init__(fn)
-
-    def process_message(self, msg: dict) -> None:
-        sampled = msg["type"] == "sample" and not msg["is_observed"] and msg["kwargs"].get("rng_key") is None
-        if not (sampled or msg["type"] in ("prng_key", "plate", "control_flow")) or msg["value"] is not None:
-            return
-        if sampled and isinstance(unwrap(msg["fn"]), dist.ImproperUniform):
-            # Nothing can be drawn; a value of the right shape stands in where a model is only looked at.
-            msg["value"] = msg["fn"].support.feasible_like(jnp.zeros(msg["fn"].shape()))
-            return
-        name = msg.get("name")
-        if name is None:
-            name, self.unnamed = f"#{self.unnamed}", self.unnamed + 1
-        msg["kwargs"]["rng_key"] = name_key(self.key, name)
-        if msg["type"] == "sample" and isinstance(unwrap(msg["fn"]), dist.ImproperUniform):
-            # Nothing can be drawn; any value of the support lets the model run, so that the site can be named.
-            shape = msg["fn"].shape(msg["kwargs"].get("sample_shape", ()))
-            msg["value"] = msg["fn"].support.feasible_like(jnp.zeros(shape))
 
 
 @dataclass(frozen=True)
@@ -67,32 +45,8 @@ class Site:
     event_dim: int = field(default=0, compare=False)
     improper: bool = field(default=False, compare=False)
     discrete: bool = field(default=False, compare=False)
-
-
-def unwrap(d: dist.Distribution) -> dist.Distribution:
-    """The distribution under `Independent`, `expand` and `mask`."""
-    while isinstance(d, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
-        d = d.base_dist
-    return d
-
-
-def output_of(d: dist.Distribution, n: int) -> jax.Array:
-    """φ of an observed distribution: location, logits, log-rate or mean, in that order, as (n, outputs)."""
-    base = unwrap(d)
-    shape: tuple[int, ...] = (*d.batch_shape, *d.event_shape)
-    if isinstance(base, (dist.CategoricalLogits, dist.CategoricalProbs)):
-        logits = base.logits
-        phi = logits - jnp.mean(logits, axis=-1, keepdims=True)  # the gauge: only differences matter
-        shape = (*d.batch_shape, logits.shape[-1])
-    elif hasattr(base, "loc"):
-        phi = base.loc
-    elif hasattr(base, "logits"):
-        phi = base.logits
-    elif hasattr(base, "rate") and isinstance(base, (dist.Poisson, dist.ZeroInflatedPoisson)):
-        phi = jnp.log(base.rate)
-    else:
-        phi = d.mean
-    return jnp.broadcast_to(phi, shape).reshape(n, -1)
+    local: bool = field(default=False, compare=False)
+    """Whether its first axis is the datum, so that it is known for the training inputs alone."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +61,56 @@ class BoundModel:
         The latent sites, that is the parameters, in the order the model samples them.
     observed : str
         The name of the likelihood.
+    likelihood : Likelihood or None
+        Of a `Network`; None for a general model.
+    has_phi : bool
+        Whether a deterministic site ``"phi"`` says what the output is.
+    weighted : bool
+        Whether data have weights (`handlers.scale`, `handlers.mask`); see `weights` and `seen`.
     """
 
     fn: Callable
     sites: tuple[Site, ...]
     observed: str
     likelihood: Likelihood | None = field(default=None, compare=False)
+    has_phi: bool = False
+    weighted: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(site.name for site in self.sites)
+
+    # -- what it knows of itself --------------------------------------------------------------------------
+    @property
+    def readout(self) -> LinearReadout | None:
+        """The sites in which the output is linear, or None where that is not known."""
+        return None
+
+    def uncollapsible(self) -> str:
+        """Why the readout cannot be integrated out; "" where it can."""
+        readout = self.readout
+        if readout is None:
+            return "the model is not a Network, so its readout is not known to be linear; write it with brg.mlp"
+        if readout.noise is not None and not readout.hidden:
+            return "the network has no hidden site; its posterior is exactly Gaussian: use brg.readout_posterior"
+        return readout.inexact()
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the prior is known ahead, site by site, so that its draws are good points to start from."""
+        return False
+
+    def white(self, sites: Sequence[str]) -> bool:
+        """Whether the unconstrained coordinates of `sites` are their values whitened by Gaussian priors."""
+        return False
+
+    def layered(self, sites: Sequence[str]) -> bool:
+        """Whether each of `sites` enters the output once, through the dense primitive alone (see `apply`)."""
+        return False
+
+    def apply(self, params: Params, x: Any, dense: Callable) -> jax.Array:
+        """φ_θ(x) with a stand-in for the dense primitive; for models with `layered` sites."""
+        raise NotImplementedError("the forward pass of a general model has no dense primitive")
 
     def site(self, name: str) -> Site:
         for site in self.sites:
@@ -128,26 +122,62 @@ class BoundModel:
     def trace(self, params: Params, x: Any, y: Any = None, key: jax.Array | None = None) -> dict:
         """NumPyro trace of the model at `params`."""
         key = jax.random.key(0) if key is None else key
-        seeded = NamedSeed(self.fn, key)
+        seeded = NamedSeed(self.fn, key, unseen=self.observed)
         with handlers.block():
             return handlers.trace(handlers.substitute(seeded, data=params)).get_trace(x, y)
 
     def distribution(self, params: Params, x: Any) -> dist.Distribution:
         """The observed distribution at `params`; its first axis is the datum."""
-        return self.trace(params, x)[self.observed]["fn"]
+        return per_datum(self.trace(params, x)[self.observed]["fn"], num_points(x))
 
     def phi(self, params: Params, x: Any) -> jax.Array:
         """Network output φ_θ(x), shape (n, outputs)."""
         trace, n = self.trace(params, x), num_points(x)
-        if "phi" in trace and trace["phi"]["type"] == "deterministic":
+        if self.has_phi:
             return jnp.reshape(trace["phi"]["value"], (n, -1))
-        return output_of(trace[self.observed]["fn"], n)
+        return output_of(per_datum(trace[self.observed]["fn"], n), n)
 
-    def gauged(self, phi: Any, x: Any) -> np.ndarray:
-        """φ as NumPy, last axis the output, in the gauge: categorical logits sum to 0 over classes."""
-        values = np.asarray(phi)
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Sites with one row a datum, known for the training inputs alone."""
+        return tuple(s.name for s in self.sites if s.local)
+
+    def check_global(self, what: str) -> None:
+        """Refuse a model with local latents where the output at other inputs, or of one datum alone, is needed."""
+        if self.local:
+            raise ValueError(f"{what} needs outputs that are functions of x and of parameters of fixed shape, but site "
+                             f"{self.local[0]!r} has one row a datum: integrate it out of the model. It can be "
+                             "sampled, predicted, scored and stored at the training inputs")
+
+    # -- the weight of a datum ----------------------------------------------------------------------------
+    def seen(self, x: Any) -> np.ndarray | None:
+        """Which entries of y count, (n, entries) of bool; None where all do (no `handlers.mask`)."""
+        if not self.weighted:
+            return None
+        d = self.distribution({}, x)
+        full = np.asarray(_spread(observed_mask(d), d)).reshape(num_points(x), -1)
+        return None if full.all() else full
+
+    def weights(self, params: Params, x: Any) -> jax.Array:
+        """Weight of each datum in the likelihood, (n,): that of `handlers.scale`, 0 where it is masked whole."""
+        n = num_points(x)
+        if not self.weighted:
+            return jnp.ones(n)
+        site = self.trace(params, x)[self.observed]
+        d = per_datum(site["fn"], n)
+        scale = jnp.asarray(1.0 if site["scale"] is None else site["scale"])
+        any_seen = _spread(observed_mask(d), d).reshape(n, -1).any(axis=1)
+        return jnp.broadcast_to(scale, d.batch_shape).reshape(n, -1)[:, 0] * any_seen
+
+    def weighted_log_likelihood(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
+        """What each datum adds to the log joint, (n,), in nats: `log_likelihood` times its weight."""
+        value = self.log_likelihood(params, x, y)
+        return value * self.weights(params, x) if self.weighted else value
+
+    def gauged(self, phi: Any, x: Any) -> Any:
+        """φ (NumPy or JAX), last axis the output, in the gauge: categorical logits sum to 0 over classes."""
         free = isinstance(unwrap(self.distribution({}, x)), (dist.CategoricalLogits, dist.CategoricalProbs))
-        return values - values.mean(axis=-1, keepdims=True) if free else values
+        return phi - phi.mean(axis=-1, keepdims=True) if free else phi
 
     def log_likelihood(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
         """Log-likelihood of each datum, shape (n,), in nats."""
@@ -156,10 +186,21 @@ class BoundModel:
 
     def loss(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
         """Training loss of each datum, shape (n,): (y − φ)² for Gaussian likelihoods, −log p for others."""
-        d = self.distribution(params, x)
+        d, n = self.distribution(params, x), num_points(x)
         if isinstance(unwrap(d), dist.Normal):
-            return jnp.sum((y.reshape(y.shape[0], -1) - output_of(d, y.shape[0])) ** 2, axis=1)
+            square = (jnp.reshape(y, (n, -1)) - output_of(d, n)) ** 2
+            if self.weighted:
+                square = jnp.where(_spread(observed_mask(d), d).reshape(n, -1), square, 0.0)
+            return jnp.sum(square, axis=1)
         return -self.log_likelihood(params, x, y)
+
+    def mean_loss(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
+        """Training loss, mean over data; weighted where data have weights, masked data being none."""
+        loss = self.loss(params, x, y)
+        if not self.weighted:
+            return jnp.mean(loss)
+        weights = self.weights(params, x)
+        return jnp.sum(weights * loss) / jnp.sum(weights)
 
     def log_prior(self, params: Params, x: Any) -> jax.Array:
         """Log prior density, native coordinates, in nats."""
@@ -178,13 +219,19 @@ class BoundModel:
             seeded = NamedSeed(self.fn, jax.random.key(0))
             return numpyro.infer.util.log_density(seeded, (x, y), {}, params)[0]
 
-    def draw_prior(self, key: jax.Array, x: Any, given: Params | None = None) -> Params:
-        """One prior draw of every site, ancestrally; sites in `given` are held and their children drawn given them.
+    def draw_prior(self, key: jax.Array, x: Any, given: Params | None = None, sites: Sequence[str] | None = None
+                   ) -> Params:
+        """One prior draw of `sites` (default all), ancestrally.
 
-        The key of a site is folded from its name.
+        Sites in `given` are held and their children drawn given them. The key of a site is folded from its name.
         """
         trace = self.trace(given or {}, x, key=key)
-        return {s: trace[s]["value"] for s in self.names}
+        return {s: trace[s]["value"] for s in (self.names if sites is None else sites)}
+
+    def priors(self, params: Params, x: Any) -> dict[str, dist.Distribution]:
+        """Prior of each site, given its parents in `params`."""
+        trace = self.trace(params, x)
+        return {s: trace[s]["fn"] for s in self.names}
 
     def undrawable(self) -> str:
         """Why no draw can be made of the prior, and what to do; "" where one can."""
@@ -198,12 +245,57 @@ class BoundModel:
         """Prior mean of `sites`, given the values of others; a child of one of `sites` has its mean at the parent's."""
         with handlers.block():
             trace = handlers.trace(handlers.substitute(
-                NamedSeed(self.fn, jax.random.key(0)),
+                NamedSeed(self.fn, jax.random.key(0), unseen=self.observed),
                 substitute_fn=lambda msg: given.get(msg["name"],
                                                     msg["fn"].mean if msg["name"] in sites else None)
                 if msg["type"] == "sample" else None,
             )).get_trace(x, None)
         return {s: jnp.broadcast_to(trace[s]["value"], self.site(s).shape) for s in sites}
+
+    # -- unconstrained coordinates u ----------------------------------------------------------------------
+    def _fixed(self) -> Callable:
+        """The model with its randomness fixed."""
+        return NamedSeed(self.fn, jax.random.key(0))
+
+    def scales(self, sites: Sequence[str]) -> dict[str, Any]:
+        """Width of one unit of u, in native units, where u is whitened; else 1."""
+        return dict.fromkeys(sites, 1.0)
+
+    def constrain(self, u: Params, x: Any, y: Any) -> Params:
+        """Native values of the sites in `u`."""
+        with handlers.block():
+            return constrain_fn(self._fixed(), (x, y), {}, u)
+
+    def unconstrain(self, params: Params, x: Any, y: Any) -> Params:
+        """Coordinates u of native values."""
+        with handlers.block():
+            return unconstrain_fn(self._fixed(), (x, y), {}, params)
+
+    def shapes(self, x: Any, y: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of u, which may differ from the native ones (a simplex)."""
+        dtype = jnp.result_type(float)
+        if any(s.improper for s in self.sites):
+            return {s.name: jax.ShapeDtypeStruct(biject_to(s.support).inverse_shape(s.shape), dtype)
+                    for s in self.sites}
+
+        def u(x, y):
+            return self.unconstrain(self.draw_prior(jax.random.key(0), x), x, y)
+
+        return {s: jax.ShapeDtypeStruct(v.shape, dtype) for s, v in jax.eval_shape(u, x, y).items()}
+
+    def log_prior_of(self, u: Params, x: Any, y: Any = None) -> jax.Array:
+        """Log prior density of u, Jacobian included, without factors, in nats; of the sites in `u`."""
+        params = self.constrain(u, x, y)
+        with handlers.block():
+            transforms = get_transforms(self._fixed(), (x, y), {}, params)
+        jacobian = sum((jnp.sum(transforms[s].log_abs_det_jacobian(u[s], params[s])) for s in self.names),
+                       start=jnp.zeros(()))
+        return self.log_prior(params, x) + jacobian
+
+    def log_density_of(self, u: Params, x: Any, y: Any) -> jax.Array:
+        """Log of prior (Jacobian included) times likelihood times factors at u, in nats."""
+        with handlers.block():
+            return -potential_energy(self._fixed(), (x, y), {}, u)
 
     # -- targets, structure -------------------------------------------------------------------------------
     def targets(self, y: Any, outputs: int | None = None) -> jax.Array:
@@ -220,8 +312,9 @@ class BoundModel:
         for site in self.sites:
             shape = params[site.name].shape[lead:]
             if shape != site.shape:
+                local = "; it has one row a datum, and is known at the training inputs alone" if site.local else ""
                 raise ValueError(f"{source}: site {site.name!r} has shape {shape} per draw, the model expects "
-                                 f"{site.shape} for these inputs")
+                                 f"{site.shape} for these inputs{local}")
         return params
 
     def parents(self, x: Any) -> dict[str, tuple[str, ...]]:
@@ -233,43 +326,19 @@ class BoundModel:
         return {s: tuple(p for p in found.get(s, {}) if p != s and p in self.names) for s in self.names}
 
 
-def is_factor(site: dict) -> bool:
-    """Whether a trace entry is a `numpyro.factor`: observed by construction, whatever y is."""
-    return site["type"] == "sample" and isinstance(unwrap(site["fn"]), dist.Unit)
+def _spread(mask: Any, d: dist.Distribution) -> jax.Array:
+    """A mask of `observed_mask`, over every entry of y."""
+    mask = jnp.asarray(mask)
+    mask = mask.reshape(mask.shape + (1,) * unwrap(d).event_dim) if mask.ndim else mask
+    return jnp.broadcast_to(mask, (*d.batch_shape, *d.event_shape))
 
 
-def _latents(trace: dict) -> dict[str, dict]:
-    return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
-
-
-def _find_observed(fn: Callable, x: Any, trace: dict, key: jax.Array) -> str:
-    """The site that is latent for model(x, None) and observed for model(x, y), whatever its name."""
-    n, errors = num_points(x), []
-    candidates = [k for k, s in _latents(trace).items() if jnp.ndim(s["value"]) and s["value"].shape[0] == n]
-    for name in reversed(candidates):
-        try:
-            with handlers.block():
-                seen = handlers.trace(NamedSeed(fn, key)).get_trace(x, trace[name]["value"])
-        except Exception as error:  # this value does not fit the model's y; try the next candidate
-            errors.append(f"{name}: {error}")
-            continue
-        switched = [k for k in _latents(trace) if k in seen and seen[k]["is_observed"]]
-        if len(switched) == 1:
-            return switched[0]
-        if len(switched) > 1:
-            raise ValueError(f"the model observes {len(switched)} sites ({', '.join(switched)}) when y is given; "
-                             "one likelihood is needed: put the others into numpyro.factor")
-    detail = f" (tried {'; '.join(errors)})" if errors else ""
-    raise ValueError(
-        "the model has no observed site: no sample site of first axis "
-        f"{n} is latent for model(x, None) and observed for model(x, y); its latent sites are "
-        f"{', '.join(_latents(trace)) or 'none'}{detail}. Write numpyro.sample('y', ..., obs=y) and let y=None "
-        "draw it"
-    )
+_BOUND: OrderedDict[Any, BoundModel] = OrderedDict()
+KEPT = 256  # models whose examination is remembered
 
 
 def bind(model: Callable, x: Any) -> BoundModel:
-    """Find a model's parameters and its likelihood.
+    """Find a model's parameters and its likelihood, and see that it keeps the model convention.
 
     Parameters
     ----------
@@ -284,61 +353,52 @@ def bind(model: Callable, x: Any) -> BoundModel:
 
     Raises
     ------
+    TypeError
+        If the model cannot be called as ``model(x, None)``.
     ValueError
-        If the model has no observed site, several, a subsampled plate, local latents whose shape follows the
-        number of data, or an event over data points.
+        If the model has no observed site, several, a subsampled plate, an event over data points that does not come
+        apart, a datum that depends on other data (in its inputs or its targets), or a latent site counted by
+        `handlers.scale`.
+
+    Warns
+    -----
+    UserWarning
+        For `numpyro.param` sites without a prior, by name.
+
+    Notes
+    -----
+    ``log p(θ, y) = log prior + Σ_i w_i log p(y_i | θ, x_i) + factors``. The weight w_i is that of `handlers.scale` and
+    `handlers.mask` (see `BoundModel.weights`). Survival data: `numpyro.distributions.RightCensoredDistribution` with
+    the censoring indicator in x. A likelihood written as `numpyro.factor` is a factor of the joint, which samplers
+    count; it has no datum of its own, so the model still needs an observed site: write it as a distribution with
+    ``log_prob``. An error raised inside the model is passed on as it is, with a note that names its line.
     """
     x = check_inputs(x)
-    if hasattr(model, "bind"):  # a Network knows itself
+    if hasattr(model, "bind") and hasattr(model, "likelihood"):  # a Network knows itself
         return model.bind(x)
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, y), got {type(model).__name__}")
-    key, n = jax.random.key(0), num_points(x)
-    try:
-        with handlers.block():
-            trace = handlers.trace(NamedSeed(model, key)).get_trace(x, None)
-    except TypeError as error:
-        if "string indexing" in str(error):
-            raise TypeError("the model asks for columns of x by name, but x is one array here, as a DataFrame becomes: "
-                            "pass a dict of columns, {name: frame[name] for name in frame}") from error
-        raise TypeError(f"the model cannot be called as model(x, None): {error}; bind other arguments with "
-                        "functools.partial or a lambda") from error
-    for name, site in trace.items():
-        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-            raise ValueError(f"plate {name!r} takes a subsample of {site['args'][1]} of {site['args'][0]} points; "
-                             "the posterior needs all data: leave subsample_size out")
-    observed = _find_observed(model, x, trace, key)
-    fn, shape = trace[observed]["fn"], jnp.shape(trace[observed]["value"])
-    if not fn.batch_shape or fn.batch_shape[0] != n:
-        raise ValueError(f"the observed site {observed!r} has batch shape {fn.batch_shape} and event shape "
-                         f"{fn.event_shape}: one event covers several of the {n} data points. Each datum needs "
-                         f"a log-likelihood of its own: drop .to_event over the first axis of {shape}")
-    names = [k for k in _latents(trace) if k != observed]
-    if not names:
-        raise ValueError("the model has no latent sample site, so there is nothing to infer")
-    if n > 1:
-        fewer = jax.tree.map(lambda leaf: leaf[: n - 1], x)
-        try:
-            with handlers.block():
-                small = handlers.trace(NamedSeed(model, key)).get_trace(fewer, None)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the model runs on {n} data points but not on the first {n - 1} of them: "
-                             + f"{str(error).rstrip('.')}. "
-                             + HELD_DATA) from error
-        if observed in small and jnp.shape(small[observed]["value"]) == shape:
-            raise ValueError(f"the observed site {observed!r} has shape {shape} for {n} data points and for the first "
-                             f"{n - 1} of them. " + HELD_DATA)
-        for name in names:
-            if name not in small or jnp.shape(small[name]["value"]) != jnp.shape(trace[name]["value"]):
-                raise ValueError(f"the shape of latent site {name!r}, {jnp.shape(trace[name]['value'])}, follows the "
-                                 "number of data points; such local latents cannot be renormalised: integrate "
-                                 "them out or give them a fixed shape")
+    check_call(model)
+    model = hashable(model)
+    leaves, structure = jax.tree.flatten(x)
+    key = model, structure, tuple((a.shape, str(a.dtype)) for a in leaves), jnp.result_type(float)
+    if key not in _BOUND:
+        _BOUND[key] = _bound(model, examine(model, x))
+        if len(_BOUND) > KEPT:
+            _BOUND.popitem(last=False)
+    _BOUND.move_to_end(key)
+    return _BOUND[key]
+
+
+def _bound(model: Callable, found: Findings) -> BoundModel:
     sites = []
-    for name in names:
-        d = trace[name]["fn"]
+    for name in latents(found.trace):
+        if name == found.observed:
+            continue
+        d = found.trace[name]["fn"]
         sites.append(Site(
-            name=name, shape=tuple(jnp.shape(trace[name]["value"])), support=d.support,
-            event_dim=d.event_dim, improper=isinstance(unwrap(d), dist.ImproperUniform),
-            discrete=bool(d.support.is_discrete),
+            name=name, shape=tuple(jnp.shape(found.trace[name]["value"])), support=d.support, event_dim=d.event_dim,
+            improper=isinstance(unwrap(d), dist.ImproperUniform), discrete=bool(d.support.is_discrete),
+            local=name in found.local,
         ))
-    return BoundModel(model, tuple(sites), observed)
+    return BoundModel(model, tuple(sites), found.observed, None, found.has_phi, found.weighted)

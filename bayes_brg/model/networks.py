@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions.transforms import biject_to
 
 from ..core.arrays import check_array
 from ..core.checks import check_choice, check_count, check_positive
 from ..core.keys import name_key
+from ..core.programs import depends
 from .bound import BoundModel, Params, Site
+from .distributions import unwrap
 from .likelihoods import Likelihood, gaussian
+from .readout import LinearReadout
 
 __all__ = ["MLP", "BoundNetwork", "Network", "dense", "mlp"]
 
@@ -89,6 +93,10 @@ class Network:
         """The sites in which the output is linear."""
         return (self.readout,) if self.readout_bias is None else (self.readout, self.readout_bias)
 
+    def readout_gains(self, fan_in: int) -> tuple[float, ...]:
+        """What the forward pass multiplies each readout site by."""
+        return (1.0,) * len(self.readout_sites)
+
     @property
     def dense_sites(self) -> tuple[str, ...]:
         """The sites that enter through the dense primitive alone."""
@@ -127,7 +135,7 @@ def _bound(network: Network, dim: int) -> BoundNetwork:
     """A network at an input dimension: found again, since making a prior costs as much as a small forward pass."""
     sites = tuple(Site(name, tuple(d.batch_shape + d.event_shape), d.support, d.event_dim)
                   for name, d in network.priors(dim).items())
-    return BoundNetwork(network, sites, OBSERVED, network.likelihood, dim)
+    return BoundNetwork(network, sites, OBSERVED, network.likelihood, dim=dim)
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,63 @@ class BoundNetwork(BoundModel):
     def network(self) -> Network:
         return self.fn  # type: ignore[return-value]
 
+    def _priors(self):
+        return self.network.priors(self.dim)
+
+    # -- what it knows of itself --------------------------------------------------------------------------
+    @cached_property
+    def readout(self):
+        network = self.network
+        shapes = tuple(self.site(s).shape for s in network.readout_sites)
+        return LinearReadout(
+            network.readout_sites, shapes, tuple(s for s in self.names if s not in network.readout_sites),
+            network.outputs, network.design, self._priors, network.likelihood.noise, network.likelihood.name,
+            network.readout_gains(shapes[0][0]),
+        )
+
+    @property
+    def familiar(self):
+        return True
+
+    def white(self, sites):
+        priors = self._priors()
+        return all(_is_normal(priors[s]) for s in sites)
+
+    def layered(self, sites):
+        return set(sites) <= set(self.network.dense_sites) and set(sites) <= self._once
+
+    @cached_property
+    def _once(self) -> frozenset[str]:
+        """Sites that enter through the dense primitive alone, once, with one row a datum: by tracing the forward pass.
+
+        Where a layer sees other rows (a convolution as patches, positions that share weights) the gradient of a datum
+        is a sum over its rows, which comes before any square or product.
+        """
+        seen: list[str] = []
+        params = {site.name: jax.ShapeDtypeStruct(site.shape, jnp.float32) for site in self.sites}
+        for n in (1, 3):
+            def recording(params, h, weight, bias=None, scale=1.0, bias_scale=1.0, n=n):
+                named = [s for s in (weight, bias) if s is not None]
+                seen.extend(named if h.ndim == 2 and h.shape[0] == n else 2 * named)
+                return dense(params, h, weight, bias, scale, bias_scale)
+
+            x = jax.ShapeDtypeStruct((n, self.dim), jnp.float32)
+            jax.eval_shape(lambda p, x, recording=recording: self.network.apply(p, x, recording), params, x)
+
+        def without(params, h, weight, bias=None, scale=1.0, bias_scale=1.0):
+            return jnp.zeros((*h.shape[:-1], params[weight].shape[1])) + jnp.sum(h)
+
+        def elsewhere(site):
+            rest = {s: jnp.zeros(p.shape) for s, p in params.items()}
+            return depends(lambda v: [self.network.apply({**rest, site: v}, jnp.zeros((3, self.dim)), without)],
+                           rest[site])[0]
+
+        return frozenset(s for s in set(seen) if seen.count(s) == 2 and not elsewhere(s))
+
+    def apply(self, params, x, dense):
+        return self.network.apply(params, x, dense)
+
+    # -- one parameter draw -------------------------------------------------------------------------------
     def phi(self, params, x):
         return self.network.apply(params, x)
 
@@ -156,7 +221,7 @@ class BoundNetwork(BoundModel):
         return self.network.likelihood.loss(self.phi(params, x), y)
 
     def log_prior(self, params, x=None):
-        terms = [jnp.sum(d.log_prob(params[s])) for s, d in self.network.priors(self.dim).items()]
+        terms = [jnp.sum(d.log_prob(params[s])) for s, d in self._priors().items()]
         return sum(terms, start=jnp.zeros(()))
 
     def log_factors(self, params, x, y=None):
@@ -166,20 +231,57 @@ class BoundNetwork(BoundModel):
         return self.log_prior(params) + jnp.sum(self.log_likelihood(params, x, y))
 
     def draw_prior(self, key, x=None, given=None, sites=None):
-        """As `BoundModel.draw_prior`; `sites` limits the draw, since a network's sites are independent."""
-        given = given or {}
-        priors = self.network.priors(self.dim)
+        given, priors = given or {}, self._priors()
         return {s: given[s] if s in given else priors[s].sample(name_key(key, s)) for s in sites or priors}
 
+    def priors(self, params, x):
+        return self._priors()
+
     def prior_mean(self, x, given, sites):
-        priors = self.network.priors(self.dim)
+        priors = self._priors()
         return {s: jnp.broadcast_to(priors[s].mean, self.site(s).shape) for s in sites}
 
+    # -- unconstrained coordinates: whitened by the prior where it is Gaussian -----------------------------
+    def scales(self, sites):
+        priors = self._priors()
+        return {s: unwrap(priors[s]).scale if _is_normal(priors[s]) else 1.0 for s in sites}
+
+    def constrain(self, u, x=None, y=None):
+        priors = {s: p for s, p in self._priors().items() if s in u}
+        return {s: unwrap(p).loc + unwrap(p).scale * u[s] if _is_normal(p) else biject_to(p.support)(u[s])
+                for s, p in priors.items()}
+
+    def unconstrain(self, params, x=None, y=None):
+        priors = {s: p for s, p in self._priors().items() if s in params}
+        return {s: (params[s] - unwrap(p).loc) / unwrap(p).scale if _is_normal(p)
+                else biject_to(p.support).inv(params[s]) for s, p in priors.items()}
+
+    def log_prior_of(self, u, x=None, y=None):
+        terms = []
+        for s, p in self._priors().items():
+            if s not in u:
+                continue
+            if _is_normal(p):
+                terms.append(-0.5 * jnp.sum(u[s] ** 2) - 0.5 * u[s].size * math.log(2 * math.pi))
+                continue
+            t = biject_to(p.support)
+            value = t(u[s])
+            terms.append(jnp.sum(p.log_prob(value)) + jnp.sum(t.log_abs_det_jacobian(u[s], value)))
+        return sum(terms, start=jnp.zeros(()))
+
+    def log_density_of(self, u, x, y):
+        return self.log_prior_of(u) + jnp.sum(self.log_likelihood(self.constrain(u), x, y))
+
+    # -- targets, structure -------------------------------------------------------------------------------
     def targets(self, y: Any, outputs: int | None = None):
         return self.network.likelihood.targets(y, self.network.outputs)
 
     def parents(self, x=None):
         return {s: () for s in self.names}
+
+
+def _is_normal(prior: dist.Distribution) -> bool:
+    return isinstance(unwrap(prior), dist.Normal)
 
 
 # -- dense networks -------------------------------------------------------------------------------------------
@@ -231,6 +333,9 @@ class MLP(Network):
         if self.scaling != "ntk":
             return 1.0, 1.0
         return self.weight_std[layer] / math.sqrt(fan_in), self.bias_std[layer] if self.bias_std else 1.0
+
+    def readout_gains(self, fan_in: int) -> tuple[float, ...]:
+        return self._scales(self.depth, fan_in)[:len(self.readout_sites)]
 
     def hidden(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
         """Last hidden layer, shape (n, widths[-1]), before any readout scale."""
@@ -319,19 +424,12 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
     if likelihood is None:
         likelihood = gaussian()
     if not isinstance(likelihood, Likelihood):
-        raise TypeError("likelihood must come from brg.gaussian, bernoulli, categorical or poisson, "
-                        f"got {likelihood!r}")
-    out = check_count(out, "out")
-    if likelihood.name == "categorical" and out < 2:
-        raise ValueError(f"a categorical likelihood needs out >= 2 logits, got {out}; use brg.bernoulli() for one")
+        raise TypeError("likelihood must come from brg.gaussian, bernoulli, categorical or poisson, or be a Likelihood "
+                        f"of your own, got {likelihood!r}")
+    out = likelihood.outputs(check_count(out, "out"))
     return MLP(
         likelihood=likelihood, widths=widths, out=out, activation=activation,
         weight_std=_per_layer(weight_std, "weight_std", depth + 1),
         bias_std=None if bias_std is None else _per_layer(bias_std, "bias_std", depth + 1),
         scaling=check_choice(scaling, "scaling", ("fan_in", "ntk", "none")),
     )
-
-
-# -- cos-nets -------------------------------------------------------------------------------------------------
-
-

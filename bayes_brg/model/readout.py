@@ -1,14 +1,127 @@
-"""The linear-Gaussian readout integrated out: its marginal likelihood, with its own derivative, and exact draws."""
+"""The linear readout of a model: its sites as one matrix, integrated out where it is Gaussian, and drawn exactly."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg import LinAlgError, blas, cho_factor
+from scipy.linalg import cho_solve as host_cho_solve
+
+from .distributions import unwrap
+
+__all__ = ["LinearReadout", "Readout", "draw_readout", "exact_shift", "log_marginal"]
+
+
+@dataclass(frozen=True)
+class LinearReadout:
+    """The sites in which a model's output is linear: φ = H R, with H (n, rows) of the hidden sites and x.
+
+    R (rows, outputs) has the weights first, one row a unit, and the bias last where there is one.
+
+    Attributes
+    ----------
+    sites : tuple of str
+        In the order of R's rows.
+    shapes : tuple of tuple of int
+        Their shapes, (rows of the site, outputs), or (outputs,) of a bias.
+    hidden : tuple of str
+        The model's other sites.
+    outputs : int
+    design : callable
+        ``design(params, x)``: H; of `params` only the hidden sites are read.
+    priors : callable
+        ``priors()``: the prior of each site.
+    noise : float or None
+        Standard deviation s of y around φ, in the units of y; None where the likelihood is not Gaussian.
+    likelihood : str
+        Name of the likelihood.
+    gains : tuple of float
+        What the forward pass multiplies each site by: its scale inside H.
+    """
+
+    sites: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    hidden: tuple[str, ...]
+    outputs: int
+    design: Callable[[Any, Any], jax.Array]
+    priors: Callable[[], Mapping[str, dist.Distribution]]
+    noise: float | None
+    likelihood: str
+    gains: tuple[float, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each site."""
+        return tuple(math.prod(shape) // self.outputs for shape in self.shapes)
+
+    @property
+    def biased(self) -> bool:
+        return len(self.sites) > 1
+
+    # -- between sites and rows ---------------------------------------------------------------------------
+    def stack(self, params: Mapping, xp: Any = jnp) -> Any:
+        """R, (..., rows, outputs), of arrays named by site, with any leading axes; in JAX, or in NumPy's float64."""
+        parts = [xp.asarray(params[s]) if xp is jnp else np.asarray(params[s], np.float64) for s in self.sites]
+        return xp.concatenate([p.reshape(*p.shape[:p.ndim - len(shape)], rows, self.outputs)
+                               for p, shape, rows in zip(parts, self.shapes, self.sizes, strict=True)], axis=-2)
+
+    def split(self, matrix: Any) -> dict[str, Any]:
+        """Back from R, (..., rows, outputs), to arrays named by site."""
+        ends = np.cumsum(self.sizes)
+        return {s: matrix[..., end - rows:end, :].reshape(*matrix.shape[:-2], *shape)
+                for s, shape, rows, end in zip(self.sites, self.shapes, self.sizes, ends, strict=True)}
+
+    def rows(self, sites: Sequence[str]) -> slice | np.ndarray:
+        """Rows of R, which are columns of H, of those of `sites` that belong to the readout."""
+        inside = np.repeat([s in sites for s in self.sites], self.sizes)
+        found = np.flatnonzero(inside)
+        return slice(found[0], found[-1] + 1) if found.size and inside[found[0]:found[-1] + 1].all() else found
+
+    # -- its law ------------------------------------------------------------------------------------------
+    def inexact(self) -> str:
+        """Why the readout given the features is not exactly Gaussian; "" where it is."""
+        if self.noise is None:
+            return f"the likelihood is {self.likelihood}, not Gaussian, so the readout has no closed form"
+        with jax.ensure_compile_time_eval():  # the answer is needed in traced code too
+            found = self.priors()
+            bases = [unwrap(found[s]) for s in self.sites]
+            if not all(isinstance(p, dist.Normal) for p in bases):
+                return "the prior of the readout is not Gaussian"
+            if any(jnp.ndim(p.scale) and np.ptp(np.asarray(p.scale), axis=-1).any() for p in bases):
+                return "the prior scale of the readout differs between outputs"
+        return ""
+
+    def moments(self) -> tuple[jax.Array, jax.Array]:
+        """Prior mean and standard deviation, each (rows, outputs), of a Gaussian readout."""
+        found = self.priors()
+        bases = {s: unwrap(found[s]) for s in self.sites}
+        shapes = dict(zip(self.sites, self.shapes, strict=True))
+        mean, std = (self.stack({s: jnp.broadcast_to(getattr(p, name), shapes[s]) for s, p in bases.items()})
+                     for name in ("loc", "scale"))
+        return mean, std
+
+    def gaussian(self) -> Readout:
+        """Prior and noise of a readout that `inexact` finds nothing against."""
+        assert self.noise is not None
+        mean, std = self.moments()
+        return Readout(mean, std[:, 0], self.noise)
+
+    def log_marginal(self, params: Mapping, x: Any, y: jax.Array) -> jax.Array:
+        """log p(y | hidden sites), the readout integrated out, in nats."""
+        return log_marginal(self.gaussian(), self.design(params, x), y)
+
+    def complete(self, key: jax.Array, params: Mapping, x: Any, y: jax.Array) -> dict[str, jax.Array]:
+        """`params` with the readout drawn from its exact conditional given the hidden sites."""
+        return {**params, **self.split(draw_readout(self.gaussian(), key, self.design(params, x), y))}
 
 
 class Readout(NamedTuple):
@@ -147,3 +260,42 @@ def draw_readout(readout: Readout, key: jax.Array, design: jax.Array, y: jax.Arr
         factor = jnp.linalg.cholesky(g.T @ g + s**2 * jnp.eye(p, dtype=g.dtype))
         white = cho_solve((factor, True), g.T @ r) + s * solve_triangular(factor.T, prior, lower=False)
     return readout.mean + readout.scale[:, None] * white
+
+
+def exact_shift(h: np.ndarray, residual: np.ndarray, prior_std: np.ndarray, noise: float) -> np.ndarray:
+    """Shift of a prior draw that makes it an exact posterior draw (Matheron's rule, theory §8), in NumPy's float64.
+
+    Parameters
+    ----------
+    h : array (n, N)
+    residual : array (n, C)
+        y + ε − H w₀ with w₀ ~ prior and ε ~ N(0, noise²) fresh.
+    prior_std : array (N,)
+    noise : float
+
+    Returns
+    -------
+    array (N, C)
+        Σ_w Hᵀ (H Σ_w Hᵀ + s²)⁻¹ residual, by the smaller of the two Gram matrices. It is also the minimiser of
+        |residual − H d|²/s² + |d/σ₀|²: randomised MAP.
+    """
+    n, width = h.shape
+    scaled = np.asarray(h, dtype=np.float64) * prior_std
+    if n <= width:
+        gram = blas.dsyrk(1.0, scaled, lower=1)
+        gram[np.diag_indices(n)] += noise**2
+        factor = _host_factor(gram, noise)
+        return prior_std[:, None] * (scaled.T @ host_cho_solve(factor, residual))
+    gram = scaled.T @ scaled
+    gram[np.diag_indices(width)] += noise**2
+    return prior_std[:, None] * host_cho_solve(_host_factor(gram, noise), scaled.T @ residual)
+
+
+def _host_factor(gram: np.ndarray, noise: float) -> tuple[np.ndarray, bool]:
+    try:
+        return cho_factor(gram, lower=True, overwrite_a=True)
+    except LinAlgError:
+        scale = math.sqrt(float(np.diagonal(gram).max()))
+        raise ValueError(f"the noise, {noise:g}, vanishes beside the output's scale, {scale:.3g}: with repeated or "
+                         "nearly dependent inputs the covariance of the targets is singular to rounding; raise the "
+                         f"likelihood's scale above {1e-7 * scale:.1g}") from None

@@ -49,7 +49,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     xarray.Dataset
         ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
         ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
-        ``likelihood`` and ``likelihood_scale`` where it is one of this package's,
+        ``likelihood`` (`Likelihood.record`) where the model is a network,
         ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
         ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge. φ and loss are as the
         model has them; where targets were standardised ``y_mean``, ``y_scale`` and ``units`` say how.
@@ -67,7 +67,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
              "num_members": diverged.size, "num_diverged": int(diverged.sum()), **data.standardised}
     likelihood = bind(flow.model, x).likelihood
     if likelihood is not None:
-        attrs |= {"likelihood": likelihood.name, "likelihood_scale": float(likelihood.scale)}
+        attrs["likelihood"] = likelihood.record()
     if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
         attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
     attrs |= {name: float(value) for name, value in (

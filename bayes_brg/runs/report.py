@@ -170,8 +170,8 @@ def _converged(flow: xr.Dataset, posterior: Posterior) -> Convergence:
     now = flow.sel(cutoff=0)
     phi, loss = now["phi"].transpose("chain", "draw", "point", "output"), now["loss"].transpose("chain", "draw")
     values = phi.values.reshape(*phi.shape[:2], -1)
-    if flow.attrs.get("likelihood") == "categorical":  # a shift of all logits says nothing
-        values = (phi.values - phi.values.mean(axis=-1, keepdims=True)).reshape(values.shape)
+    if "likelihood" in flow.attrs:  # a shift of all logits says nothing
+        values = Likelihood.restore(flow.attrs["likelihood"]).gauged(phi.values).reshape(values.shape)
     values = values[..., _spaced(values.shape[-1])]
     sites = {s: np.asarray(v).reshape(*phi.shape[:2], -1) for s, v in posterior.samples.items()
              if posterior.trained is None or s in posterior.trained}
@@ -452,7 +452,7 @@ def _calibration(seen: _Seen) -> Markup:
 def _scored(seen: _Seen, method: str) -> Any:
     flow, run = seen.run.flows[method], seen.run
     if "likelihood" in flow.attrs and "y_test" in run.data:
-        likelihood = Likelihood(str(flow.attrs["likelihood"]), float(flow.attrs["likelihood_scale"]))
+        likelihood = Likelihood.restore(str(flow.attrs["likelihood"]))
         y = run.data["y_test"].values
         phi = flow["phi"].sel(cutoff=0).isel(point=slice(len(y))).transpose("chain", "draw", "point", "output").values
         phi = phi.reshape(-1, *phi.shape[2:])[~flow["diverged"].transpose("chain", "draw").values.ravel()]

@@ -68,7 +68,8 @@ def test_the_whole_experiment():
     """Training, Fisher, 25 cutoffs and summary of 1,000 members, after compilation; aim: 20 s on two cores."""
     def run(members, seed):
         x, y, x_test, y_test, probe = data(seed)
-        e = brg.ensemble(NET, x, y, key=jax.random.key(seed), num_members=members, progress_bar=False)
+        e = brg.ensemble(NET, x, y, key=jax.random.key(seed), num_members=members, learning_rate=1e-6,
+                         progress_bar=False)
         metric = brg.fisher(NET, e, probe, progress_bar=False)
         flow = brg.renormalize(NET, e, metric, cutoffs=CUTOFFS, key=jax.random.key(seed))
         loss, phi = flow.loss(x_test, y_test, progress_bar=False), flow.predict(x_test[:1], progress_bar=False)

@@ -174,3 +174,30 @@ def test_errors():
 
     with pytest.raises(ValueError, match="3001 parameters"):
         brg.laplace(large, X, ONE[:, 0], key=KEY, params={"w": np.zeros(3001)})
+
+
+def test_a_second_fit_of_a_general_model_compiles_nothing():
+    """New data of the same shapes: svi and laplace find the programs of the first call."""
+    def model(x, y=None):
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+
+    def fit():
+        x, y = rng.normal(size=(12, 2)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+        brg.svi(model, x, y, key=key, num_samples=4, num_steps=10, progress_bar=False)
+        brg.laplace(model, x, y, key=key, num_samples=4, num_steps=20, num_starts=1, progress_bar=False)
+
+    compiled: list[str] = []
+
+    def listen(event, duration, **kwargs):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    fit()
+    assert compiled
+    compiled.clear()
+    fit()
+    assert not compiled

@@ -63,10 +63,21 @@ def test_early_stopping_takes_each_member_where_it_was_best():
         brg.early_stopped(NET, stopped, X_HELD, Y_HELD)
 
 
-def test_a_gaussian_model_without_a_known_noise_is_refused():
+def test_the_noise_of_a_plain_gaussian_model_is_read_off_it():
+    """Per sample G_i = 2 x_i x_iᵀ, whatever the noise: stable below 1/max|x_i|²."""
     def plain(x, y=None):
         w = numpyro.sample("w", dist.Normal(0, 1).expand((2,)).to_event(1))
         numpyro.sample("y", dist.Normal(x @ w, 0.3), obs=y)
 
-    with pytest.raises(ValueError, match="likelihood=brg.gaussian"):
-        brg.learning_rate(plain, X, Y[:, 0], key=KEY, train="all")
+    advice = brg.learning_rate(plain, X, Y[:, 0], key=KEY, train="all", num_members=2)
+    np.testing.assert_allclose(advice.stable, 1 / (X**2).sum(1).max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "gd", "adam"])
+def test_the_default_rate_trains(optimizer):
+    """No rate is given: the loss falls well below that of the prior draws, and nobody diverges."""
+    common = dict(key=KEY, num_members=8, optimizer=optimizer, num_epochs=300)
+    run = brg.ensemble(NET, X, Y, record=[0], **common)
+    assert not np.asarray(run.stats["diverged"]).any()
+    assert np.median(run.stats["loss"]) < 0.5 * np.median(run.history[0].stats["loss"])
+    assert run.stats["learning_rate"] > 1e-5

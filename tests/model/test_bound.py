@@ -95,13 +95,13 @@ def test_models_that_break_the_convention_are_refused_by_name():
     def no_observed(x, y=None):
         numpyro.sample("w", dist.Normal())
 
-    def local(x, y=None):
-        z = numpyro.sample("z", dist.Normal(jnp.zeros(x.shape[0]), 1.0))
-        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    def squared(x, y=None):  # a latent that follows the data, but not one row a datum
+        z = numpyro.sample("z", dist.Normal(jnp.zeros((2, x.shape[0])), 1.0))
+        numpyro.sample("y", dist.Normal(z.sum(0), 1.0), obs=y)
 
     def one_event(x, y=None):
         w = numpyro.sample("w", dist.Normal())
-        numpyro.sample("y", dist.Normal(w * x[:, 0], 1.0).to_event(1), obs=y)
+        numpyro.sample("y", dist.MultivariateNormal(w * x[:, 0], jnp.eye(x.shape[0])), obs=y)
 
     def subsampled(x, y=None):
         w = numpyro.sample("w", dist.Normal())
@@ -119,15 +119,15 @@ def test_models_that_break_the_convention_are_refused_by_name():
     def extra(x, y, depth):
         return None
 
-    for model, match in [(no_observed, "no observed site"), (local, "'z'"), (one_event, "one event covers"),
+    for model, match in [(no_observed, "no observed site"), (squared, "'z'"), (one_event, "one event covers"),
                          (subsampled, "'data' takes a subsample"), (lambda x, y=None: None, "no observed site")]:
         with pytest.raises(ValueError, match=match):
             bind(model, X)
     with pytest.raises(TypeError, match="functools.partial"):
         bind(extra, X)
-    with pytest.raises(ValueError, match="runs on 6 data points but not on the first 5 .* belong in x"):
+    with pytest.raises(ValueError, match="runs on 6 data points but not on 3 .* belong in x"):
         bind(held, X)
-    with pytest.raises(ValueError, match="shape .2,. for 2 data points and for the first 1 .* belong in x"):
+    with pytest.raises(ValueError, match="shape .2,. for 2 data points and for 1 .* belong in x"):
         bind(held_by_two, X[:2])
 
 

@@ -1,0 +1,209 @@
+"""What a model must be: log p(θ, y) = log prior + Σ_i log p(y_i | θ, x_i) + factors, looked at with a prior draw.
+
+`examine` runs a model a few times, on all data and on some of them in another order, and refuses by name what would
+give wrong numbers further on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from ..core.checks import num_points
+from .distributions import WRAPPERS, unwrap
+from .tracing import latents, per_datum, run, where
+
+__all__ = ["Findings", "examine"]
+
+HELD_DATA = ("Arrays with one entry a datum (offsets, weights) belong in x, which may be a dict of arrays, and a plate "
+             "over data has the length of x")
+OUTSIDE = ("φ and the likelihood of a datum must be functions of its own x: centre, normalise or count outside of the "
+           "model and pass the result as x (which may be a dict of arrays)")
+
+
+class Findings(NamedTuple):
+    """What a model is, at some inputs."""
+
+    trace: dict
+    """NumPyro trace at a prior draw."""
+    observed: str
+    """Name of the likelihood."""
+    local: tuple[str, ...]
+    """Latent sites whose first axis is the datum."""
+    has_phi: bool
+    """Whether a deterministic site ``"phi"`` says what the output is."""
+    weighted: bool
+    """Whether some data count more than others, or not at all (`handlers.scale`, `handlers.mask`)."""
+
+
+def examine(model: Callable, x: Any) -> Findings:
+    """Look at a model at a prior draw."""
+    key, n = jax.random.key(0), num_points(x)
+    trace = run(model, x, None, key)
+    for name, site in trace.items():
+        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+            raise ValueError(f"plate {name!r} takes a subsample of {site['args'][1]} of {site['args'][0]} points; "
+                             "the posterior needs all data: leave subsample_size out")
+    observed, seen = _find_observed(model, x, trace, key)
+    fn, shape = per_datum(trace[observed]["fn"], n), jnp.shape(trace[observed]["value"])
+    if not fn.batch_shape or fn.batch_shape[0] != n:
+        raise ValueError(f"the observed site {observed!r} has batch shape {fn.batch_shape} and event shape "
+                         f"{fn.event_shape}: one event covers several of the {n} data points, and does not come apart. "
+                         f"Each datum needs a log-likelihood of its own: drop .to_event over the first axis of {shape}")
+    names = [k for k in latents(trace) if k != observed]
+    if not names:
+        raise ValueError("the model has no latent sample site, so there is nothing to infer")
+    for name in names:
+        if not _is_one(trace[name]["scale"]):
+            raise ValueError(f"handlers.scale counts latent site {name!r} {trace[name]['scale']} times, so that its "
+                             "density is no prior that could be drawn from; scale the likelihood alone")
+    _check_history(trace, seen, observed, n)
+    _warn_of_params(trace)
+    local, has_phi = _check_batch(model, x, trace, observed, names, key)
+    weighted = not _is_one(trace[observed]["scale"]) or _masked(trace[observed]["fn"])
+    return Findings(trace, observed, local, has_phi, weighted)
+
+
+def _is_one(scale: Any) -> bool:
+    return scale is None or bool(np.all(np.asarray(scale) == 1))
+
+
+def _masked(d: dist.Distribution) -> bool:
+    while isinstance(d, WRAPPERS):
+        if isinstance(d, dist.MaskedDistribution):
+            return True
+        d = d.base_dist
+    return False
+
+
+def _find_observed(model: Callable, x: Any, trace: dict, key: jax.Array) -> tuple[str, dict]:
+    """The site that is latent for model(x, None) and observed for model(x, y), and the trace with a y given.
+
+    That y is the site's own draw in the opposite order of data, so that a model which conditions a datum on others
+    shows itself.
+    """
+    n, errors = num_points(x), []
+    candidates = [k for k, s in latents(trace).items() if jnp.ndim(s["value"]) and s["value"].shape[0] == n]
+    for name in reversed(candidates):
+        try:
+            seen = run(model, x, trace[name]["value"][::-1], key)
+        except Exception as error:  # this value does not fit the model's y; try the next candidate
+            errors.append(f"{name}: {type(error).__name__}: {error}{where(error)}")
+            continue
+        switched = [k for k in latents(trace) if k in seen and seen[k]["is_observed"]]
+        if len(switched) == 1:
+            return switched[0], seen
+        if len(switched) > 1:
+            raise ValueError(f"the model observes {len(switched)} sites ({', '.join(switched)}) when y is given; "
+                             "one likelihood is needed: put the others into numpyro.factor")
+    detail = f" (tried {'; '.join(errors)})" if errors else ""
+    raise ValueError(
+        "the model has no observed site: no sample site of first axis "
+        f"{n} is latent for model(x, None) and observed for model(x, y); its latent sites are "
+        f"{', '.join(latents(trace)) or 'none'}{detail}. Write numpyro.sample('y', ..., obs=y) and let y=None "
+        "draw it"
+    )
+
+
+def _arrays(d: dist.Distribution) -> list[np.ndarray]:
+    return [np.asarray(leaf, float) for leaf in jax.tree.leaves(d) if np.asarray(leaf).dtype.kind in "fiub"]
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal to the rounding of another order of sums."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    finite = np.abs(a[np.isfinite(a)])
+    return np.allclose(a, b, rtol=1e-4, atol=1e-5 * finite.max(initial=0.0), equal_nan=True)
+
+
+def _check_history(trace: dict, seen: dict, observed: str, n: int) -> None:
+    here, there = (_arrays(t[observed]["fn"]) for t in (trace, seen))
+    if len(here) == len(there) and all(a.shape == b.shape and _close(a, b) for a, b in zip(here, there, strict=True)):
+        return
+    raise ValueError(f"the distribution of the observed site {observed!r} changes with y itself: a datum is "
+                     "conditioned on others, and no likelihood of its own is left to it. Pass the observed history as "
+                     "x (lagged columns), so that each datum has its own past")
+
+
+def _warn_of_params(trace: dict) -> None:
+    """Name `numpyro.param` sites, and leaves of modules, that have no prior."""
+    held = []
+    for name, site in trace.items():
+        if site["type"] != "param":
+            continue
+        leaves = jax.tree_util.tree_flatten_with_path(site["value"])[0]
+        if len(leaves) == 1 and not leaves[0][0]:
+            held.append(name)
+            continue
+        module = name.removesuffix("$params")
+        for path, _ in leaves:
+            keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+            if not any(f"{module}/{sep.join(keys)}" in trace for sep in ("/", ".")):
+                held.append(f"{module}/{'.'.join(keys)}")
+    if held:
+        warnings.warn(f"numpyro.param without a prior: {', '.join(held)}. They are held at their first values, and "
+                      "nothing is inferred of them; give them a prior with numpyro.sample (for modules, "
+                      "random_flax_module and its like)", UserWarning, stacklevel=5)
+
+
+def _check_batch(model: Callable, x: Any, trace: dict, observed: str, names: list[str], key: jax.Array
+                 ) -> tuple[tuple[str, ...], bool]:
+    """Refuse a model in which a datum depends on the others: shown half of them, in the opposite order.
+
+    Returns the local latents, and whether a deterministic ``"phi"`` follows the data.
+    """
+    n = num_points(x)
+    named = "phi" in trace and trace["phi"]["type"] == "deterministic"
+    if n == 1:
+        return (), named and jnp.shape(trace["phi"]["value"])[:1] == (1,)
+    k = max(n // 2, 1)
+    chosen = np.arange(n)[::-1][:k]
+    some = jax.tree.map(lambda leaf: leaf[chosen], x)
+    shape = jnp.shape(trace[observed]["value"])
+    try:
+        small = run(model, some, None, key)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the model runs on {n} data points but not on {k} of them: "
+                         f"{str(error).rstrip('.')}{where(error)}. {HELD_DATA}") from error
+    if observed not in small or jnp.shape(small[observed]["value"]) == shape:
+        raise ValueError(f"the observed site {observed!r} has shape {shape} for {n} data points and for {k} of them. "
+                         + HELD_DATA)
+    values = {s: trace[s]["value"] for s in names}
+    local = []
+    for name in names:
+        here, there = jnp.shape(values[name]), jnp.shape(small[name]["value"]) if name in small else None
+        if here == there:
+            continue
+        if there is None or (here[:1], there[:1]) != ((n,), (k,)) or here[1:] != there[1:]:
+            raise ValueError(f"the shape of latent site {name!r}, {here}, follows the number of data points, but not "
+                             "as its first axis; give it a fixed shape, or one row a datum")
+        local.append(name)
+        values[name] = values[name][chosen]
+    small = run(model, some, None, key, values)
+    _compare(trace[observed], small[observed], n, k, chosen, observed)
+    has_phi = named and (jnp.shape(trace["phi"]["value"])[:1], jnp.shape(small["phi"]["value"])[:1]) == ((n,), (k,))
+    if has_phi and not _close(trace["phi"]["value"][chosen], small["phi"]["value"]):
+        raise ValueError(f"the output phi of a datum depends on the other data in the batch (on {n} of them or {k}). "
+                         + OUTSIDE)
+    return tuple(local), has_phi
+
+
+def _compare(full: dict, part: dict, n: int, k: int, chosen: np.ndarray, observed: str) -> None:
+    """Refuse where the distribution of the chosen data is another among all."""
+    pairs = list(zip(_arrays(per_datum(full["fn"], n)), _arrays(per_datum(part["fn"], k)), strict=False))
+    pairs += [(np.asarray(s) for s in (full["scale"], part["scale"]))] if full["scale"] is not None else []  # type: ignore[list-item]
+    for one, other in pairs:
+        if one.shape[:1] == (n,) and other.shape[:1] == (k,):
+            one = one[chosen]
+        if one.shape == other.shape and not _close(one, other):
+            where_ = np.unravel_index(np.argmax(np.abs(np.asarray(one, float) - np.asarray(other, float))), one.shape)
+            raise ValueError(
+                f"the likelihood {observed!r} of a datum depends on the other data in the batch: a parameter of its "
+                f"{type(unwrap(full['fn'])).__name__} is {one[where_]:.6g} among all {n} data and "
+                f"{other[where_]:.6g} among {k} of them. {OUTSIDE}")

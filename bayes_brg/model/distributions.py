@@ -1,0 +1,157 @@
+"""Reading NumPyro distributions, and the counts among them with log densities that hold in float32."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln
+
+__all__ = ["observed_mask", "stable", "unwrap"]
+
+WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+
+
+def unwrap(d: dist.Distribution) -> dist.Distribution:
+    """The distribution under `Independent`, `expand` and `mask`."""
+    while isinstance(d, WRAPPERS):
+        d = d.base_dist
+    return d
+
+
+def observed_mask(d: dist.Distribution) -> Any:
+    """Product of the masks around a distribution, broadcasting to the batch of what is inside; True for no mask."""
+    mask: Any = True
+    events = 0  # batch axes of the inner distribution that are event axes out here
+    found = []
+    while isinstance(d, WRAPPERS):
+        if isinstance(d, dist.MaskedDistribution):
+            found.append((events, jnp.asarray(d._mask, bool)))
+        if isinstance(d, dist.Independent):
+            events += d.reinterpreted_batch_ndims
+        d = d.base_dist
+    for outside, m in found:
+        inner = events - outside  # axes that this mask does not see
+        m = m.reshape(m.shape + (1,) * inner) if m.ndim else m
+        mask = m & mask
+    return mask
+
+
+# -- counts ---------------------------------------------------------------------------------------------------
+# log p of a large count is a small difference of large terms (y log λ − λ − log y!, some 1e8 for a count of 1e7), so
+# that float32 has no digit of it left. Loader's form has small terms only: deviances and Stirling errors [1]_.
+#
+# .. [1] Loader, Fast and accurate computation of binomial probabilities (2000), as in R's dpois, dbinom and dnbinom.
+LARGE = 16.0
+EXTREME = 15.0  # logits beyond which one of the two outcomes has no digits left as a probability
+
+
+def _stirling_error(n: jax.Array) -> jax.Array:
+    """log n! − log(√(2πn) (n/e)ⁿ), n > 0."""
+    large = n >= LARGE
+    big, small = jnp.where(large, n, LARGE), jnp.where(large, 1.0, n)
+    series = (1 / 12 - (1 / 360 - 1 / (1260 * big**2)) / big**2) / big
+    direct = gammaln(small + 1) - (small + 0.5) * jnp.log(small) + small - 0.5 * math.log(2 * math.pi)
+    return jnp.where(large, series, direct)
+
+
+def _deviance(x: jax.Array, m: jax.Array) -> jax.Array:
+    """x log(x/m) + m − x, x > 0: how far the count x is from its mean m, in nats."""
+    r = (m - x) / x
+    near = jnp.abs(r) < 0.5
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, r, 0.0)), jnp.log(jnp.where(near, 1.0, m / x)))
+    return x * (r - log_ratio)
+
+
+def _poisson(x: jax.Array, rate: jax.Array) -> jax.Array:
+    large = x >= LARGE
+    big, small = jnp.where(large, x, LARGE), jnp.where(large, 0.0, x)
+    loader = -_stirling_error(big) - _deviance(big, jnp.where(large, rate, LARGE)) - 0.5 * jnp.log(2 * math.pi * big)
+    some = jnp.where(large, 1.0, rate)
+    direct = jax.scipy.special.xlogy(small, some) - some - gammaln(small + 1)
+    return jnp.where(large, loader, direct)
+
+
+def _binomial(k: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+    """log C(n, k) pᵏ qⁿ⁻ᵏ, for n that need not be whole; p and q = 1 − p each with its own digits."""
+    inside = (k > 0) & (k < n)
+    k_, n_ = jnp.where(inside, k, 1.0), jnp.where(inside, n, 2.0)
+    p_, q_ = jnp.where(inside, p, 0.5), jnp.where(inside, q, 0.5)
+    errors = _stirling_error(n_) - _stirling_error(k_) - _stirling_error(n_ - k_)
+    deviances = _deviance(k_, n_ * p_) + _deviance(n_ - k_, n_ * q_)
+    loader = errors - deviances - 0.5 * (math.log(2 * math.pi) + jnp.log(k_) + jnp.log1p(-k_ / n_))
+    one_sided = jax.scipy.special.xlogy(k, p) + jax.scipy.special.xlogy(n - k, q)
+    return jnp.where(inside, loader, one_sided)
+
+
+def _floats(*arrays: Any) -> list[jax.Array]:
+    dtype = jnp.result_type(float, *(a for a in arrays if jnp.issubdtype(jnp.result_type(a), jnp.floating)))
+    return [jnp.asarray(a, dtype) for a in arrays]
+
+
+class Counts:
+    """Mixed into a NumPyro family of counts: the same law, its log density by `_log_mass`."""
+
+    _log_mass: Any
+    _validate_args: Any
+    support: Any
+
+    def log_prob(self, value):
+        log_p = self._log_mass(value)
+        return jnp.where(self.support(value), log_p, -jnp.inf) if self._validate_args else log_p
+
+
+def _poisson_mass(d, value):
+    return _poisson(*_floats(value, d.rate))
+
+
+def _negative_binomial_mass(d, value):
+    x, size, rate = _floats(value, d.concentration, d.rate)
+    p, q = rate / (1 + rate), 1 / (1 + rate)
+    x_ = jnp.where(x > 0, x, 1.0)
+    some = jnp.log(size / (size + x_)) + _binomial(size, x_ + size, p, q)
+    return jnp.where(x > 0, some, -size * jnp.log1p(1 / rate))
+
+
+def _binomial_logit_mass(d, value):
+    k, n, logits = _floats(value, d.total_count, d.logits)
+    clipped = jnp.clip(logits, -EXTREME, EXTREME)
+    stable_form = _binomial(k, n, jax.nn.sigmoid(clipped), jax.nn.sigmoid(-clipped))
+    return jnp.where(jnp.abs(logits) < EXTREME, stable_form, dist.BinomialLogits.log_prob(d, value))
+
+
+def _binomial_mass(d, value):
+    k, n, p = _floats(value, d.total_count, d.probs)
+    return _binomial(k, n, p, 1 - p)
+
+
+STABLE = {family: type(f"{family.__name__}Counts", (Counts, family), {"_log_mass": mass}) for family, mass in (
+    (dist.Poisson, _poisson_mass),
+    (dist.GammaPoisson, _negative_binomial_mass),
+    (dist.NegativeBinomial2, _negative_binomial_mass),
+    (dist.conjugate.NegativeBinomialProbs, _negative_binomial_mass),
+    (dist.conjugate.NegativeBinomialLogits, _negative_binomial_mass),
+    (dist.BinomialLogits, _binomial_logit_mass),
+    (dist.BinomialProbs, _binomial_mass),
+)}
+
+
+def stable(d: dist.Distribution) -> dist.Distribution:
+    """The same law, with a log density that keeps its digits for large counts."""
+    if isinstance(d, (*WRAPPERS, dist.discrete.ZeroInflatedProbs)):
+        base = stable(d.base_dist)
+        if base is d.base_dist:
+            return d
+        d = copy.copy(d)
+        d.base_dist = base
+        return d
+    family = STABLE.get(type(d))
+    if family is None:
+        return d
+    d = copy.copy(d)
+    d.__class__ = family
+    return d
