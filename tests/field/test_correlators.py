@@ -392,7 +392,7 @@ def test_dependence_is_found_where_it_is(kind):
     (the mean over points) and third (between chains: the lag-1 autocorrelation there is 1.4 standard errors)."""
     rng = np.random.default_rng(3)
     x = {"neighbours": lambda: ar1(rng, 0.5, 4, 60, 3),
-         "weakly, at all points": lambda: ar1(rng, 0.22, 4, 60, 1) + 0.05 * rng.normal(size=(4, 60, 16)),
+         "weakly, at all points": lambda: ar1(rng, 0.09, 4, 240, 1) + 0.05 * rng.normal(size=(4, 240, 16)),
          "chains": lambda: rng.normal(size=(4, 250, 3)) + np.array([-0.3, 0, 0, 0.3])[:, None, None],
          "variance": lambda: rng.normal(size=(4, 60, 3)) * np.array([0.5, 1, 1, 2])[:, None, None]}[kind]()
     assert is_correlated(read_draws(named(x, ("chain", "draw", "point"))), 4)
