@@ -16,7 +16,16 @@ from .cosnet import (
     cosnet_spectrum,
 )
 from .descent import descent, descent_time
-from .duals import Activation, activation, dual, dual_derivative, dual_error, leaky_relu, polynomial
+from .duals import (
+    Activation,
+    activation,
+    dual,
+    dual_derivative,
+    dual_derivative_error,
+    dual_error,
+    leaky_relu,
+    polynomial,
+)
 from .infinite_width import (
     RenormalizedGP,
     finite_width_kappa4,
@@ -44,6 +53,7 @@ __all__ = [
     "descent_time",
     "dual",
     "dual_derivative",
+    "dual_derivative_error",
     "dual_error",
     "feature_moments",
     "finite_width_kappa4",

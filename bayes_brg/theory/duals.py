@@ -11,6 +11,7 @@ coefficients for smooth callables; Gauss-Legendre panels that end at the kinks f
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,9 @@ class Activation:
         Where f or a derivative of it is not smooth; the quadrature splits there.
     nodes : int
         Gauss-Hermite nodes (no kinks) or Gauss-Legendre nodes per panel (kinks).
+    steps : tuple of float
+        Smooth activations: where panels end that take over from Gauss-Hermite at large variances, with a tenth of the
+        nodes each. ``()``: Gauss-Hermite throughout.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Activation:
     second: Callable | None = None
     kinks: tuple[float, ...] = ()
     nodes: int = 0
+    steps: tuple[float, ...] = ()
 
 
 # --- closed forms -------------------------------------------------------------------------------------
@@ -184,7 +189,7 @@ _TABLE = {
         "gaussian", lambda u: jnp.exp(-u * u), lambda a: 1 / jnp.sqrt(1 + 2 * a), _gaussian_second
     ),
     "exp": Activation("exp", jnp.exp, lambda a: jnp.exp(a / 2), lambda a, b, c: jnp.exp((a + b) / 2 + c)),
-    "tanh": Activation("tanh", jnp.tanh, nodes=HERMITE_NODES),
+    "tanh": Activation("tanh", jnp.tanh, nodes=HERMITE_NODES, steps=quadrature.STEP_ENDS),
 }
 _TABLE["rbf"] = _TABLE["gaussian"]
 # Callables that are exactly one of the above (jax.nn.gelu is not: it defaults to the tanh approximation).
@@ -228,7 +233,7 @@ def activation(spec: Any, *, kinks: Sequence[float] | None = None, nodes: int | 
         function object each time, since compiled kernels are kept per object.
     kinks : sequence of float, optional
         Callables only. Where a derivative of f jumps. By default jumps of the first four are looked for on
-        |u| ≤ 25; ``()`` declares that there are none, without looking.
+        |u| ≤ 25; ``()`` declares that there are none, without looking: Gauss-Hermite at any variance.
     nodes : int, optional
         Callables only. Gauss-Hermite nodes (default 200), or Gauss-Legendre nodes per panel when there are
         kinks (default 40).
@@ -256,9 +261,9 @@ def activation(spec: Any, *, kinks: Sequence[float] | None = None, nodes: int | 
         raise ValueError(f"kinks must be finite, got {places}")
     if kinks is not None and places:
         quadrature.check_continuous(spec, places)
-    return Activation(
-        name, spec, kinks=places, nodes=int(nodes or (PANEL_NODES if places else HERMITE_NODES))
-    )
+    steps = quadrature.STEP_ENDS if kinks is None and nodes is None and not places else ()
+    return Activation(name, spec, kinks=places, nodes=int(nodes or (PANEL_NODES if places else HERMITE_NODES)),
+                      steps=steps)
 
 
 _resolve = activation  # `dual` and the kernels have an argument of that name
@@ -288,7 +293,7 @@ def first_moment(act: Activation, a):
         return act.first(a)
     if act.kinks:
         return quadrature.mean_kinked(act.function, act.kinks, act.nodes, a)
-    return quadrature.mean_smooth(act.function, act.nodes, a)
+    return quadrature.mean_smooth(act.function, act.nodes, act.steps, a)
 
 
 def second_moment(act: Activation, a, b, c):
@@ -297,7 +302,7 @@ def second_moment(act: Activation, a, b, c):
         return act.second(a, b, c)
     if act.kinks:
         return quadrature.pair_kinked(act.function, act.function, act.kinks, act.nodes, a, b, c)
-    return quadrature.pair_smooth(act.function, act.function, act.nodes, a, b, c)
+    return quadrature.pair_smooth(act.function, act.function, act.nodes, act.steps, a, b, c)
 
 
 def derivative_moment(act: Activation, a, b, c):
@@ -308,7 +313,7 @@ def derivative_moment(act: Activation, a, b, c):
     slope = quadrature.Derivative(act.function)
     if act.kinks:
         return quadrature.pair_panels(slope, slope, act.kinks, act.nodes, a, b, c)
-    return quadrature.pair_smooth(slope, slope, act.nodes, a, b, c)
+    return quadrature.pair_smooth(slope, slope, act.nodes, act.steps, a, b, c)
 
 
 @functools.partial(jax.jit, static_argnames="act")
@@ -317,6 +322,28 @@ def _moments(act, a, b, c):
 
 
 _derivative_moment = jax.jit(derivative_moment, static_argnames="act")
+
+
+def coarser(act: Activation) -> tuple[Activation, ...]:
+    """The activation with fewer nodes, whose moments differ from its own by about the quadrature's error; () if exact.
+
+    One node fewer moves all nodes by half their distance, so that what falls between them shows; three quarters of them
+    is for rules that have begun to converge.
+    """
+    if act.second is not None or isinstance(act.function, _Polynomial):
+        return ()
+    fewer = (act.nodes - 10 if act.steps else act.nodes - 1, (3 * act.nodes) // 4)
+    return tuple(dataclasses.replace(act, nodes=max(1, nodes)) for nodes in fewer)
+
+
+def warn_if_rough(fine, rough, what: str) -> None:
+    """Warn where a quadrature's estimated relative error is above 1e-6 (1e-4 in float32, which rounds)."""
+    limit = 1e-6 if fine.dtype.itemsize > 4 else 1e-4
+    size, error = (float(jnp.max(jnp.abs(value))) for value in (fine, rough - fine))
+    if not error <= limit * size:
+        warnings.warn(f"{what} has an estimated relative error of {error / size if size else np.inf:.1e}, of "
+                      "quadrature at variances this large; say where the activation turns over, "
+                      "theory.activation(f, kinks=[...]), or scale the inputs down", stacklevel=4)
 
 
 def as_float(value, name: str) -> Any:
@@ -372,9 +399,10 @@ def dual(activation: Any, a, b, c) -> tuple[Array, Array, Array]:
     Notes
     -----
     Closed forms: relu family, Cho & Saul, NIPS 2009; erf, Williams, NIPS 1996; the others by elementary
-    Gaussian integrals. Smooth callables use 200 Gauss-Hermite nodes, kinked ones Gauss-Legendre panels
-    between the kinks; `dual_error` estimates the error of both. A smooth function that turns over in a small
-    part of √a (tanh at a = 100, say) converges slowly: declare a kink there, ``activation(f, kinks=(0.0,))``.
+    Gaussian integrals. Smooth callables use 200 Gauss-Hermite nodes, at variances above 2 Gauss-Legendre panels that
+    see what happens where |u| is about 1; kinked ones use such panels between the kinks. `dual_error` estimates the
+    error of all. A smooth function that turns over elsewhere, or faster, needs ends of panels there,
+    ``activation(f, kinks=(4.0, 5.0, 6.0))``.
     """
     act = _resolve(activation)
     a, b, c = _variances(a, b, c)
@@ -385,7 +413,20 @@ def dual_derivative(activation: Any, a, b, c) -> Array:
     """E f'(u) f'(v), the factor of the neural tangent kernel's recursion; arguments as for `dual`."""
     act = _resolve(activation)
     a, b, c = _variances(a, b, c)
-    return _derivative_moment(act, a, b, c)
+    slope = _derivative_moment(act, a, b, c)
+    if not any(isinstance(value, jax.core.Tracer) for value in (a, b, c)):
+        for rough in coarser(act):
+            warn_if_rough(slope, _derivative_moment(rough, a, b, c), "E f'(u) f'(v)")
+    return slope
+
+
+def dual_derivative_error(activation: Any, a, b, c) -> Array:
+    """Estimated absolute quadrature error of `dual_derivative`; see `dual_error`."""
+    act = _resolve(activation)
+    a, b, c = _variances(a, b, c)
+    fine = _derivative_moment(act, a, b, c)
+    changes = [abs(fine - _derivative_moment(rough, a, b, c)) for rough in coarser(act)]
+    return functools.reduce(jnp.maximum, changes, jnp.zeros_like(fine))
 
 
 def dual_error(activation: Any, a, b, c) -> tuple[Array, Array, Array]:
@@ -399,10 +440,6 @@ def dual_error(activation: Any, a, b, c) -> tuple[Array, Array, Array]:
     act = _resolve(activation)
     a, b, c = _variances(a, b, c)
     fine = _moments(act, a, b, c)
-    if act.second is not None or isinstance(act.function, _Polynomial):
-        return tuple(jnp.zeros_like(value) for value in fine)  # type: ignore[return-value]
-    rough = [
-        _moments(dataclasses.replace(act, nodes=max(1, nodes)), a, b, c)
-        for nodes in (act.nodes - 1, (3 * act.nodes) // 4)
-    ]
-    return tuple(jnp.maximum(abs(x - y), abs(x - z)) for x, y, z in zip(fine, *rough, strict=True))  # type: ignore[return-value]
+    rough = [_moments(rule, a, b, c) for rule in coarser(act)]
+    return tuple(functools.reduce(jnp.maximum, [abs(value - other[i]) for other in rough], jnp.zeros_like(value))
+                 for i, value in enumerate(fine))  # type: ignore[return-value]

@@ -237,9 +237,22 @@ def _call(want, x1, x2, depth, activation, weight_var, bias_var, scaling, width)
     gains = _gains(scaling, width, depth, x1.shape[1], weights, biases)
     x1, x2 = x1.astype(dtype), None if x2 is None else x2.astype(dtype)
     result = _propagate(x1, x2, weights, biases, *gains, acts=acts, want=want)
+    if want in ("ntk", "nngp") and not _is_traced(x1, x2, weights, biases, *gains):
+        _check_quadrature(x1, x2, weights, biases, gains, acts, want)
     if x2 is not None:
         return result
     return (*result[:2], _symmetric(result[2])) if want == "features" else _symmetric(result)
+
+
+def _check_quadrature(x1, x2, weights, biases, gains, acts, want) -> None:
+    """Warn if the rule is too coarse at the point of largest variance, where functions are narrowest beside it."""
+    rough = tuple((*duals.coarser(act), act)[0] for act in acts)
+    if rough == acts:
+        return
+    points = np.concatenate([np.asarray(x) for x in (x1, x2) if x is not None])
+    widest = jnp.asarray(points[[np.argmax((points**2).sum(1))]])
+    fine, coarse = (_propagate(widest, None, weights, biases, *gains, acts=a, want=want) for a in (acts, rough))
+    duals.warn_if_rough(fine, coarse, f"{want} at the largest point")
 
 
 def _gains(scaling, width, depth, inputs, weights, biases):

@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Panels for smooth functions that turn over where |u| is about 1, as tanh and softplus do, however wide u is.
+STEP_ENDS = (-10.0, -3.0, 0.0, 3.0, 10.0)
+_BULK = 3.0  # standard deviations at which those panels end too
+_WIDE = 2.0  # variance above which Gauss-Hermite misses such a function: tanh' is off by 5e-10 there, by 1e-6 at 4
 _REACH = 8.5  # standard deviations kept by the panels: the density beyond is under 1e-16
 _ORDERS = 5  # f and the derivatives searched for jumps: those of the fifth are lost in rounding and cost 1e-6 or less
 
@@ -166,21 +170,41 @@ def _coefficients(function, nodes, variance):
     return jnp.tensordot(matrix.astype(variance.dtype), values, 1, precision="highest")
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def mean_smooth(function, nodes, a):
-    """E f(u), u ~ N(0, a), by Gauss–Hermite; differentiable in a for any smooth f."""
-    return _coefficients(function, nodes, a)[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def mean_smooth(function, nodes, steps, a):
+    """E f(u), u ~ N(0, a), by Gauss–Hermite, or by panels between `steps` for large a; differentiable in a."""
+    narrow = _coefficients(function, nodes, a)[0]
+    if not steps:
+        return narrow
+    return jnp.where(a > _WIDE, mean_kinked(function, steps, max(2, nodes // 10), a, _BULK), narrow)
 
 
 @mean_smooth.defjvp
-def _mean_smooth_jvp(function, nodes, primals, tangents):
+def _mean_smooth_jvp(function, nodes, steps, primals, tangents):
     (a,), (da,) = primals, tangents
-    second = mean_smooth(Derivative(Derivative(function)), nodes, a)
-    return mean_smooth(function, nodes, a), second * da / 2
+    second = mean_smooth(Derivative(Derivative(function)), nodes, steps, a)
+    return mean_smooth(function, nodes, steps, a), second * da / 2
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def pair_smooth(f, g, nodes, a, b, c):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def pair_smooth(f, g, nodes, steps, a, b, c):
+    """E f(u) g(v) by the Mehler series, or, where a variance is large, by panels that end at `steps` too.
+
+    Functions of fixed width get narrow beside u as its variance grows, and fall between Gauss–Hermite nodes.
+    """
+    def series(a, b, c):
+        return _mehler(f, g, nodes, a, b, c)
+
+    if not steps:
+        return series(a, b, c)
+
+    def panels(a, b, c):
+        return pair_panels(f, g, steps, max(2, nodes // 10), a, b, c, _BULK)
+
+    return jax.lax.cond(jnp.maximum(jnp.max(a), jnp.max(b)) > _WIDE, panels, series, a, b, c)
+
+
+def _mehler(f, g, nodes, a, b, c):
     """E f(u) g(v) = Σ_k f_k(a) g_k(b) ρ^k (Mehler): symmetric, and positive semidefinite term by term."""
     rho = correlation(a, b, c)
     left = _coefficients(f, nodes, a)
@@ -194,14 +218,14 @@ def pair_smooth(f, g, nodes, a, b, c):
 
 
 @pair_smooth.defjvp
-def _pair_smooth_jvp(f, g, nodes, primals, tangents):
+def _pair_smooth_jvp(f, g, nodes, steps, primals, tangents):
     # Price's theorem: derivatives of a Gaussian expectation are expectations again, finite at ρ = 1 or a = 0.
     da, db, dc = tangents
     df, dg = Derivative(f), Derivative(g)
-    slope = pair_smooth(df, dg, nodes, *primals) * dc
-    slope += pair_smooth(Derivative(df), g, nodes, *primals) * da / 2
-    slope += pair_smooth(f, Derivative(dg), nodes, *primals) * db / 2
-    return pair_smooth(f, g, nodes, *primals), slope
+    slope = pair_smooth(df, dg, nodes, steps, *primals) * dc
+    slope += pair_smooth(Derivative(df), g, nodes, steps, *primals) * da / 2
+    slope += pair_smooth(f, Derivative(dg), nodes, steps, *primals) * db / 2
+    return pair_smooth(f, g, nodes, steps, *primals), slope
 
 
 # --- kinked callables: panels that end at the kinks ---------------------------------------------------
@@ -220,10 +244,16 @@ def _panels(edges, nodes):
     return z, half * weights * jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
-def _edges(places):
-    """Panel edges: the sorted places, cut to the reach of the density, between its two ends."""
+def _edges(places, bulk=None):
+    """Panel edges: the sorted places, cut to the reach of the density, between its two ends.
+
+    `bulk` ends panels there too, so that few nodes a panel see the density itself.
+    """
     ends = jnp.broadcast_to(jnp.array([_REACH], places.dtype), (*places.shape[:-1], 1))
-    return jnp.concatenate([-ends, jnp.clip(places, -_REACH, _REACH), ends], axis=-1)
+    inside = jnp.clip(places, -_REACH, _REACH)
+    if bulk is not None:
+        inside = jnp.sort(jnp.concatenate([inside, 0 * ends - bulk, 0 * ends + bulk], axis=-1))
+    return jnp.concatenate([-ends, inside, ends], axis=-1)
 
 
 def _scaled(kinks, scale):
@@ -231,14 +261,14 @@ def _scaled(kinks, scale):
     return jnp.asarray(kinks, scale.dtype) / jnp.maximum(scale, tiny)[..., None]
 
 
-def mean_kinked(function, kinks, nodes, a):
+def mean_kinked(function, kinks, nodes, a, bulk=None):
     """E f(u), u ~ N(0, a), by Gauss–Legendre panels between the kinks."""
     scale = root(a)
-    z, weights = _panels(_edges(_scaled(kinks, scale)), nodes)
+    z, weights = _panels(_edges(_scaled(kinks, scale), bulk), nodes)
     return (weights * function(scale[..., None, None] * z)).sum((-1, -2))
 
 
-def pair_panels(f, g, kinks, nodes, a, b, c):
+def pair_panels(f, g, kinks, nodes, a, b, c, bulk=None):
     """E f(u) g(v) by an outer rule over u and an inner one over v given u; autodiff is right for ρ ≠ ±1.
 
     The inner integral, as a function of u, turns over within s/ρ of each kink of g: the outer panels end
@@ -256,8 +286,8 @@ def pair_panels(f, g, kinks, nodes, a, b, c):
         in_u, in_v = _scaled(kinks, root_a), _scaled(kinks, root_b)
         turn, width = in_v / slope, _REACH * spread / jnp.abs(slope)
         outer = jnp.sort(jnp.concatenate([in_u, turn, turn - width, turn + width]))
-        z, weights = _panels(_edges(outer), nodes)
-        inner, inner_weights = _panels(_edges((in_v - rho * z[..., None]) / spread), nodes)
+        z, weights = _panels(_edges(outer, bulk), nodes)
+        inner, inner_weights = _panels(_edges((in_v - rho * z[..., None]) / spread, bulk), nodes)
         v = root_b * (rho * z[..., None, None] + spread * inner)
         return (weights * f(root_a * z) * (inner_weights * g(v)).sum((-1, -2))).sum()
 

@@ -146,12 +146,42 @@ def test_error_estimate_covers_the_error(x64):
 
     at = (4.0, 3.0, 3.2)
     fine = theory.dual(theory.activation(steep, kinks=(0.0,)), *at)[2]
-    error = abs(theory.dual(steep, *at)[2] - fine)
-    estimate = theory.dual_error(steep, *at)[2]
+    plain = theory.activation(steep, kinks=())  # Gauss-Hermite alone
+    error = abs(theory.dual(plain, *at)[2] - fine)
+    estimate = theory.dual_error(plain, *at)[2]
     assert 1e-7 < error < estimate < 10 * error
     assert theory.dual_error("tanh", 1.0, 1.0, 0.5)[2] < 1e-12
     assert theory.dual_error(theory.activation(steep, kinks=(0.0,)), *at)[2] < 1e-6
     assert float(theory.dual_error("relu", 1.0, 1.0, 0.5)[2]) == 0
+
+
+def slope_squared(f, a):
+    """E f'(u)², u ~ N(0, a), on a fine grid."""
+    z = np.arange(-12, 12.0001, 0.002)
+    weight = np.exp(-z * z / 2)
+    return float((weight / weight.sum() * np.asarray(slope_of(f)(jnp.asarray(np.sqrt(a) * z))) ** 2).sum())
+
+
+@pytest.mark.parametrize("f", [jnp.tanh, jax.nn.silu, jax.nn.softplus, jax.nn.mish], ids=lambda f: f.__name__)
+def test_slopes_that_are_narrow_beside_a_large_variance(x64, f):
+    a = np.array([0.5, 4.0, 17.0, 65.0, 257.0])
+    exact = [slope_squared(f, value) for value in a]
+    np.testing.assert_allclose(theory.dual_derivative(f, a, a, a), exact, rtol=1e-9)
+    assert (np.asarray(theory.dual_derivative_error(f, a, a, a)) < 1e-7).all()
+    # The series and the panels, and points that are not alike, against each other.
+    other = theory.activation(f, kinks=(-12.0, -5.0, -2.0, 0.0, 2.0, 5.0, 12.0))
+    at = (65.0, 20.0, -11.0)
+    np.testing.assert_allclose(theory.dual_derivative(f, *at), theory.dual_derivative(other, *at), rtol=1e-8)
+
+
+def test_a_quadrature_that_is_too_coarse_says_so(x64):
+    plain = theory.activation(jnp.tanh, kinks=())
+    with pytest.warns(UserWarning, match="estimated relative error"):
+        theory.dual_derivative(plain, 65.0, 65.0, 65.0)
+    with pytest.warns(UserWarning, match="ntk at the largest point has an estimated relative error"):
+        theory.ntk(np.array([[4.0]]), depth=1, activation=plain, weight_var=4.0, bias_var=1.0)
+    assert theory.dual_derivative_error(plain, 65.0, 65.0, 65.0) > 1e-3
+    assert float(theory.dual_derivative_error("relu", 1.0, 1.0, 0.5)) == 0
 
 
 @pytest.mark.parametrize("f, place", [

@@ -241,3 +241,9 @@ def test_bad_arguments_are_refused_by_name():
             call(**options)
     with pytest.raises(TypeError, match="wieght_var"):
         call(wieght_var=1.0)
+
+
+def test_tangent_kernel_of_tanh_at_large_inputs(x64):
+    for x, exact in ((2.0, 12.9347), (4.0, 21.718), (8.0, 38.89)):
+        found = theory.ntk(np.array([[x]]), depth=1, activation="tanh", weight_var=4.0, bias_var=1.0)
+        np.testing.assert_allclose(found, [[exact]], rtol=3e-5)  # as many digits as are known
