@@ -323,10 +323,10 @@ class MLP(Network):
         for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             std = {"fan_in": self.weight_std[layer] / math.sqrt(fan_in), "ntk": 1.0,
                    "none": self.weight_std[layer]}[self.scaling]
-            priors[f"w{layer}"] = dist.Normal(jnp.zeros((fan_in, fan_out)), std).to_event(2)
+            priors[f"w{layer}"] = dist.Normal(jnp.zeros((fan_in, fan_out)), std, validate_args=False).to_event(2)
             if self.bias_std is not None:
                 std = 1.0 if self.scaling == "ntk" else self.bias_std[layer]
-                priors[f"b{layer}"] = dist.Normal(jnp.zeros(fan_out), std).to_event(1)
+                priors[f"b{layer}"] = dist.Normal(jnp.zeros(fan_out), std, validate_args=False).to_event(1)
         return priors
 
     def _scales(self, layer: int, fan_in: int) -> tuple[float, float]:
