@@ -128,8 +128,8 @@ for name, (optimizer, rate) in ways.items():
                                optimizer=optimizer, learning_rate=rate, num_epochs=s.num_epochs, progress_bar=False)
         outputs = np.asarray(brg.predict(wide.model(s), members, x, progress_bar=False), float)
     with np.errstate(all="ignore"):
-        reached[name] = ((outputs - y) ** 2).mean(axis=(-2, -1)).ravel()
-    reached[name][reached[name] > 1e12] = np.inf
+        final = ((outputs - y) ** 2).mean(axis=(-2, -1)).ravel()
+    reached[name] = np.where(final < 1e12, final, np.inf)
 print(f"{s.num_epochs} epochs at the rate {s.learning_rate:g}; the mean of y everywhere: a loss of {y.var():.3g}.")
 for name in ways:
     print(f"{name}: median training loss {np.median(reached[name]):.3g}, "
