@@ -11,10 +11,13 @@ from html.parser import HTMLParser
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
 
 import bayes_brg as brg
 from bayes_brg.cli import main
+from bayes_brg.io import store
 from bayes_brg.runs import html
+from bayes_brg.runs.measures import summarize
 from bayes_brg.runs.report import SECTIONS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -160,6 +163,55 @@ def test_a_kept_spectrum_is_that_of_the_metric(wide):
     values = -np.sort(-np.asarray(metric.stiffness[site]).reshape(24, 32), axis=1)
     assert kept["stiffness"].sel(group=site, quantile=0.5).values == pytest.approx(
         np.median(values, axis=0), rel=1e-4)
+
+
+SENTENCES = {  # section: (words where the numbers bear the claim out, words where they do not)
+    "summary": (["The loss is flat up to Λ", "is Gaussian as far as", "true value: as expected"],
+                ["The loss is not flat up to Λ", "is not Gaussian: excess kurtosis", "true value: not as expected"]),
+    "loss": (["The loss is flat up to Λ", "grown by 0%"], ["The loss is not flat up to Λ", "grown by 57%"]),
+    "distributions": (["is Gaussian as far as"], ["is not Gaussian"]),
+    "calibration": (["as they should within their errors"], ["they are too narrow"]),
+    "methods": (["less that by ensemble: as expected"], ["less that by ensemble: not as expected"]),
+    "convergence": (["Independent draws."], ["Converged in function space: no"]),
+}
+
+
+def made_up(run, path, good):
+    """A run whose numbers bear every claim of its report out, or contradict it."""
+    shutil.copytree(run, path)
+    rng, made = np.random.default_rng(2), brg.load_run(path)
+    data, size = made.data, made.data["y_test"].shape[0]
+    centre = float(data["truth"].values[0])
+    for number, method in enumerate(made.methods):
+        flow, file = made.flows[method].copy(deep=True), made.file("flow", method)
+        ideal = stats.norm.ppf((rng.permutation(24) + 0.5) / 24).reshape(4, 6)
+        at = flow.attrs["characteristic_point"]
+        flow["phi"][:] = rng.normal(0, 0.1, flow["phi"].shape)
+        flow["phi"].values[:, :, :, at, 0] = centre + (ideal if good else ideal**5 + 40 + 400 * number)
+        curve = np.where(flow["cutoff"] >= 1, 10.0, 1.0) if good else np.where(
+            flow["cutoff"] >= 1, 10.0, np.where(flow["cutoff"] >= 0.1, 1.57, 1.0))
+        flow["loss"].values[:] = curve[:, None, None] * (1 + 0.01 * rng.random((4, 6)))
+        if not good:
+            flow["phi"].values[0, 0, 0, 1] = np.nan
+        flow["diverged"].values[:] = False
+        store.write_datasets(file, {None: flow, "spectrum": made.spectra[method]})
+        summarize(flow).to_csv(made.file("summary", method, ".csv"), index=False)
+    data = data.load()
+    data["y_test"].values[:, 0] = (1 if good else 6) * stats.norm.ppf((rng.permutation(size) + 0.5) / size)
+    store.write_datasets(path / "data.nc", {None: data})
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_verdict_of_a_report_turns(wide, folder):
+    pages = [Page(brg.report(made_up(wide, folder / f"made_up_{good}", good)).read_text(encoding="utf-8")).sections
+             for good in (True, False)]
+    for section, words in SENTENCES.items():
+        for page, said, unsaid in zip(pages, words, words[::-1], strict=True):
+            for phrase in said:
+                assert phrase in page[section], (section, phrase, page[section][:3000])
+            for phrase in unsaid:
+                assert phrase not in page[section], (section, phrase)
 
 
 def test_what_is_missing_is_said_and_how_to_get_it(coin, folder):
