@@ -14,6 +14,7 @@ from numpyro.distributions import constraints
 from ..core.batching import map_draws
 from ..core.keys import name_key
 from ..core.lazy import blackjax, load_blackjax
+from ..metric.geometry import State
 from ..model.bound import Params
 from ..posterior import Posterior, predict
 from .cutoffs import check_cutoff, check_cutoffs, working
@@ -188,16 +189,15 @@ def _bounds(support: Any) -> tuple[Any, Any]:
     return getattr(support, "lower_bound", -np.inf), getattr(support, "upper_bound", np.inf)
 
 
-def _half_log_det(spec: Any, chosen: tuple[int, ...], theta: Params, values: jax.Array, shared: dict) -> jax.Array:
+def _half_log_det(spec: Any, chosen: tuple[int, ...], theta: Params, values: jax.Array, shared: State) -> jax.Array:
     """½ log det of the metric of the chosen parameters, put to `values`, given the others."""
     flat = jnp.concatenate([jnp.ravel(theta[s]) for s in spec.sites]).at[jnp.array(chosen)].set(values)
     params, start = dict(theta), 0
     for s in spec.sites:
         params[s] = flat[start:start + theta[s].size].reshape(theta[s].shape)
         start += theta[s].size
-    data = shared["data"]
-    n = jax.tree.leaves(data["x"])[0].shape[0]
-    batch = {**data, "index": jnp.arange(n), "weight": jnp.ones(n)}
+    batch = shared.data.numbered()
+    n = batch.index.size
     rows = spec.geometry.rows(params, batch, None, spec.sites)
     factor = jnp.concatenate([r.reshape(*r.shape[:2], -1) for r in rows.values()], axis=-1)
     factor = factor[..., jnp.array(chosen)].reshape(-1, len(chosen))
@@ -211,7 +211,7 @@ def _half_log_det(spec: Any, chosen: tuple[int, ...], theta: Params, values: jax
     return jnp.where((least > floor) & jnp.all(length > 0), 0.5 * log_det, -jnp.inf)
 
 
-def _log_density(spec: Any, chosen: tuple[int, ...], theta: Params, shared: dict, low: jax.Array, high: jax.Array):
+def _log_density(spec: Any, chosen: tuple[int, ...], theta: Params, shared: State, low: jax.Array, high: jax.Array):
     """Log Jeffreys density as a function of t.
 
     θ = low + (high − low) sin²t, t ∈ (0, π/2), takes away the inverse-root ends that Jeffreys densities often have
@@ -231,7 +231,7 @@ def _member_key(key: jax.Array, index: jax.Array) -> jax.Array:
     return name_key(jax.random.fold_in(key, index), "jeffreys")
 
 
-def _table_one(spec: Any, chosen: tuple[int, ...], theta: Params, shared: dict, low: jax.Array, high: jax.Array
+def _table_one(spec: Any, chosen: tuple[int, ...], theta: Params, shared: State, low: jax.Array, high: jax.Array
                ) -> jax.Array:
     """Cumulative Jeffreys mass of one parameter at the edges of a grid in t, by the midpoint rule."""
     log_density = _log_density(spec, chosen, theta, shared, low, high)
@@ -250,7 +250,7 @@ def _invert_one(chosen: tuple[int, ...], member: tuple, key: jax.Array, low: jax
     return low + (high - low) * jnp.sin(t) ** 2
 
 
-def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: Member, key: jax.Array, shared: dict, low: jax.Array,
+def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: Member, key: jax.Array, shared: State, low: jax.Array,
                   high: jax.Array) -> jax.Array:
     """A draw of several parameters by NUTS in the logit of t/(π/2); NaN where the density vanishes."""
     log_density = _log_density(spec, chosen, member.theta, shared, low, high)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..metric.geometry import Geometry
+from ..metric.geometry import Geometry, State
 from ..metric.prior_moments import is_real
 from ..model.bound import BoundModel, Params
 from .refills import Refill
@@ -25,7 +25,7 @@ class Member(NamedTuple):
     """All sites, native coordinates."""
     index: jax.Array
     """Number of the draw: its keys are folded with it."""
-    metric: Any = None
+    metric: State | None = None
     """Its own part of the metric's arrays; None where the metric is shared."""
     mean: Params | None = None
     """Prior mean m_p of the flowing sites, where it differs from draw to draw."""
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
     key: jax.Array
     """Of the refills."""
-    metric: Any
+    metric: State
     """The shared part of the metric's arrays."""
     cutoffs: jax.Array
     """Λ, one or several."""
@@ -116,7 +116,7 @@ def _mean(spec: FlowSpec, member: Member, setting: Setting) -> Params:
 def _refilled(spec: FlowSpec, member: Member, setting: Setting) -> Params:
     """θ₀ of one member on the flowing sites, native coordinates."""
     mean = spec.geometry.native(_mean(spec, member, setting)) if spec.refill.needs_mean else None
-    key, x = jax.random.fold_in(setting.key, member.index), setting.metric["data"]["x"]
+    key, x = jax.random.fold_in(setting.key, member.index), setting.metric.data.x
     drawn = spec.refill.draw(key, spec.bound, x, member.theta, spec.sites, mean)
     return {s: jnp.broadcast_to(drawn[s], member.theta[s].shape).astype(member.theta[s].dtype) for s in spec.sites}
 

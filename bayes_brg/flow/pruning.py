@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..core.checks import check_choice, check_positive
 from ..core.keys import name_key
+from ..metric.geometry import State
 from .cutoffs import check_cutoffs
 from .flow import Flow, prior_mean
 from .refills import Zero
@@ -67,10 +68,9 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
             size = int(np.prod(flat[s].shape[1:]))
             held[s] = jnp.asarray(places[:, start:start + size].reshape(flat[s].shape), flat[s].dtype)
             start += size
-        draws, shared = flow.metric.arrays()
+        own, shared = flow.metric.arrays()
         metric = replace(flow.metric, lead=(flow.posterior.num_chains, flow.posterior.num_draws),
-                         held_draws={**(draws or {}), "stiffness": held},
-                         held_shared={k: v for k, v in shared.items() if k != "stiffness"})
+                         own=(own or State())._replace(modes=held), shared=shared._replace(modes=None))
         spec = replace(flow.spec, refill=Zero(), regulator=Regulator())
         pruned = Flow(flow.model, flow.posterior, metric, fractions, flow.key, spec)
         curves.append(pruned.loss(x, y, progress_bar=False).rename(cutoff="fraction"))

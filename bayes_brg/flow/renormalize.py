@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..core.checks import check_choice, check_key
 from ..core.keys import name_key
 from ..metric.metric import Metric
 from ..metric.prior_moments import is_real
-from ..model.bound import bind
+from ..model.bound import BoundModel, Params, bind
 from ..posterior import Posterior
 from .cutoffs import check_cutoffs
 from .flow import Flow
@@ -61,8 +64,16 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     Raises
     ------
     ValueError
-        For cutoffs that do not increase, a metric of another posterior, a regulator that the metric or the prior does
-        not allow, or a constrained site that would leave its support.
+        For cutoffs that do not increase, a metric of another posterior or model, a regulator that the metric or the
+        prior does not allow, or a constrained site that would leave its support.
+
+    Notes
+    -----
+    With a metric at every draw, rule (95), the prior is not a fixed point where hidden layers flow: which parameters
+    are kept depends on the draw itself, so that those kept are not prior draws any more (of a width-8 tanh network the
+    variance of the first layer falls to about two thirds, theory §9), and a large Λ short of all stiffnesses is not the
+    prior. With one shared metric (``at="mean"`` or ``"map"``), or where only a linear readout flows, it is; take a
+    shared metric where that matters.
     """
     key = check_key(key)
     refill = as_refill(refill)
@@ -71,10 +82,13 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     if bound.sites != metric.bound.sites:
         raise ValueError("the metric was computed for a model with other sites; compute it with brg.fisher on this one")
     bound.check_params(posterior.samples, "posterior")
+    _check_model(bound, metric)
     if metric.lead is not None and metric.lead != (posterior.num_chains, posterior.num_draws):
         raise ValueError(f"the metric has (chain, draw) = {metric.lead} but the posterior "
                          f"{(posterior.num_chains, posterior.num_draws)}; compute the metric on this posterior, or a "
                          "shared one with at='mean'")
+    if metric.per_draw:
+        _check_draws(posterior, metric)
     spec = FlowSpec(replace(metric.geometry, bound=bound), refill, as_regulator(regulator))
     refill.check(bound)
     spec.regulator.check(metric, posterior)
@@ -86,6 +100,47 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     flow = Flow(model, posterior, metric, scales, name_key(key, "refill"), spec)
     _check_mean(flow)
     return refill.flow(flow, bounds or {})
+
+
+def _check_draws(posterior: Posterior, metric: Metric) -> None:
+    """Refuse a metric at the draws of another posterior of the same shape.
+
+    A renormalised posterior may be taken further with the metric it was renormalised with: its flowing sites differ.
+    """
+    flat = posterior.flat()
+    moved = metric.sites if "cutoff" in posterior.stats else ()
+    for s, v in metric.draws().items():
+        if s in moved:
+            continue
+        same = np.asarray(jnp.all((v == flat[s]) | (jnp.isnan(v) & jnp.isnan(flat[s])), axis=range(1, v.ndim)))
+        if not same.all():
+            chain, draw = divmod(int(np.argmin(same)), posterior.num_draws)
+            raise ValueError(f"the metric was computed at other draws than this posterior's: site {s!r} differs at "
+                             f"chain {chain}, draw {draw}; compute the metric on this posterior, or a shared one with "
+                             "at='mean'")
+
+
+@partial(jax.jit, static_argnums=0)
+def _facts(bound: BoundModel, params: Params, x: Any, y: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What tells one model from another of the same shapes: φ, log prior, log-likelihood of some labels."""
+    log_p = bound.distribution(params, x).log_prob(y)
+    return bound.phi(params, x), bound.log_prior(params, x), log_p.reshape(log_p.shape[0], -1).sum(1)
+
+
+def _check_model(bound: BoundModel, metric: Metric) -> None:
+    """Refuse a metric of another model of the same sites: the two must say the same at the metric's first draw."""
+    if bound == metric.bound:
+        return
+    params, x = metric.first_params(), metric.x
+    try:
+        y = metric.bound.distribution(params, x).sample(jax.random.key(0))
+    except NotImplementedError:  # nothing to compare on
+        return
+    ours, theirs = (_facts(b, params, x, y) for b in (bound, metric.bound))
+    for what, a, b in zip(("φ", "log prior", "log-likelihood"), ours, theirs, strict=True):
+        if a.shape != b.shape or not np.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(f"the metric was computed for another model: at its first draw the {what} is "
+                             f"{np.ravel(b)[0]} there, {np.ravel(a)[0]} here; compute it with brg.fisher on this model")
 
 
 def _check_mean(flow: Flow) -> None:

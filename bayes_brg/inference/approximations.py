@@ -266,7 +266,7 @@ def _around(target, structure, sites, mode, keys, x, y, show):
 def _eigenbasis(geometry: Geometry, arrays):
     """Modes as rows, (K, P), and their stiffness."""
     values = geometry.spectrum(arrays)
-    unit = jnp.eye(len(values), dtype=jnp.result_type(*hold(arrays)["params"].values()))
+    unit = jnp.eye(len(values), dtype=jnp.result_type(*hold(arrays).params.values()))
     return jax.lax.map(lambda c: ravel(geometry.from_modes(arrays, c), geometry.sites), unit), values
 
 

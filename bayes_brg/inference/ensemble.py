@@ -304,7 +304,7 @@ def _objective(bound: BoundModel, x: Any, y: jax.Array, member: dict, strength: 
 
 def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
     """All epochs of one member; returns its trained sites at each stop."""
-    params, geometry = member["params"], Geometry(bound, trained, "diagonal", Estimator(), coordinates="unconstrained")
+    params, geometry = member["params"], Geometry(bound, trained, Estimator(), coordinates="unconstrained")
     targets = y + member["epsilon"] if member["epsilon"] is not None else y
     fixed = {s: v for s, v in params.items() if s not in trained}
     fn = _objective(bound, x, y, member, strength)

@@ -16,7 +16,7 @@ from ..core.checks import check_choice, check_count, check_data, check_key
 from ..core.keys import name_key
 from ..metric.fisher import fisher
 from ..metric.geometry import Geometry
-from ..metric.output_fisher import Estimator
+from ..metric.output_fisher import Data, Estimator
 from ..model.bound import BoundModel, Params, bind
 from ..model.distributions import unwrap
 from ..posterior import Posterior, draw_prior, mean_loss
@@ -121,8 +121,8 @@ def _square_factor(bound: BoundModel, params: Params, x) -> jax.Array:
 
 def _steepest_one(bound: BoundModel, sites: tuple[str, ...], params: Params, x) -> jax.Array:
     """max_i λ_max of the Fisher matrix of one datum."""
-    geometry = Geometry(bound, sites, "diagonal", Estimator(), coordinates="unconstrained", batch=1)
-    batches, _ = geometry.batches({"x": x})
+    geometry = Geometry(bound, sites, Estimator(), coordinates="unconstrained", batch=1)
+    batches, _ = geometry.batches(Data(x))
 
     def one(batch):
         rows = geometry.rows(params, batch, None, sites)

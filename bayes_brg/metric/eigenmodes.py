@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,41 @@ from matfree import decomp
 from ..core.batching import map_draws, progress
 from ..core.checks import num_points
 from ..model.bound import Params
-from .geometry import Block, Geometry, draw_key, hold, ravel, unravel
+from .geometry import Block, Geometry, State, draw_key, hold, ravel, unravel
+from .output_fisher import Data
+
+
+class Modes(NamedTuple):
+    """Eigenmodes of one block of sites, of one draw or with leading axis T."""
+
+    values: Any
+    """λ (K,), descending."""
+    floor: Any = None
+    """Noise floor."""
+    weights: Any = None
+    """(n, R, K) with V = BᵀW, of a block on the side of the rows."""
+    vectors: Any = None
+    """V itself, (P, K), on the side of the columns."""
+    residual: Any = None
+    """‖I v − λ v‖ of each Lanczos pair (K,), NaN under the noise floor."""
+
+    def on_host(self) -> Modes:
+        """Numbers that are reported, in NumPy's float64."""
+        def host(a):
+            return None if a is None else np.asarray(a, np.float64)
+        return self._replace(values=host(self.values), floor=host(self.floor), residual=host(self.residual))
+
 
 # Numbers held at once: rows of the factor, and the draws of one group.
 ROWS = 2**25
 GROUP = 2**26
 
 
-def num_responses(geometry: Geometry, params: Params, data: dict, key: Any) -> int:
-    """R: columns of S, or labels."""
-    how = geometry.how
-    if how.name != "exact":
-        return how.num_samples if how.name == "montecarlo" else 1
+def num_responses(geometry: Geometry, params: Params, data: Data, key: Any) -> int:
+    """R: columns of S."""
     batches, _ = geometry.batches(data)
     first = jax.tree.map(lambda a: a[0], batches)
-    shape = jax.eval_shape(lambda p: geometry.respond(geometry.coords(p), p, first, key), params)
-    return shape.shape[1]
+    return jax.eval_shape(lambda p: geometry.respond(geometry.coords(p), p, first, key), params).shape[1]
 
 
 def plan(geometry: Geometry, rows: int, groups: tuple[tuple[str, ...], ...]) -> tuple[Block, ...]:
@@ -55,14 +74,14 @@ def noise_floor(top: Any, size: int, dtype: Any) -> Any:
 
 
 # -- stage one, in the precision of the parameters: the factor --------------------------------------------------
-def _layer_pieces(geometry: Geometry, block: Block, held: dict) -> list:
+def _layer_pieces(geometry: Geometry, block: Block, held: State) -> list:
     """Per dense layer (A, Δ) with their scales inside: (inputs (n, f) or None, cotangents (n, R, g)), one a site."""
-    batches, n = geometry.batches(held["data"])
-    key, scale, pieces = draw_key(held), held.get("scale"), {}
+    batches, n = geometry.batches(held.data)
+    key, scale, pieces = draw_key(held), held.scale, {}
     facts: list = []
 
     def one(batch):
-        found, cotangents, rank = geometry.layers(held["params"], batch, key)
+        found, cotangents, rank = geometry.layers(held.params, batch, key)
         facts[:] = [(y.weight, y.bias, y.scale, y.bias_scale) for y in found]
         stacked = jax.lax.map(cotangents, jnp.arange(rank))
         return [(y.inputs, jnp.swapaxes(d, 0, 1)) for y, d in zip(found, stacked, strict=True)]
@@ -80,12 +99,12 @@ def _layer_pieces(geometry: Geometry, block: Block, held: dict) -> list:
     return [pieces[s] for s in block.sites]
 
 
-def _row_pieces(geometry: Geometry, sites: tuple[str, ...], held: dict, data: dict) -> jax.Array:
+def _row_pieces(geometry: Geometry, sites: tuple[str, ...], held: State, data: Data) -> jax.Array:
     """√n B of some data, whitened, flat: (n · R, P). Activations are held for one batch of them at a time."""
     def one(batch):
-        rows = geometry.rows(held["params"], batch, draw_key(held), sites)
-        if "scale" in held:
-            rows = {s: r * held["scale"][s] for s, r in rows.items()}
+        rows = geometry.rows(held.params, batch, draw_key(held), sites)
+        if held.scale is not None:
+            rows = {s: r * held.scale[s] for s, r in rows.items()}
         return jnp.concatenate([rows[s].reshape(*rows[s].shape[:2], -1) for s in sites], axis=2)
 
     batches, n = geometry.batches(data)
@@ -93,13 +112,13 @@ def _row_pieces(geometry: Geometry, sites: tuple[str, ...], held: dict, data: di
     return rows.reshape(-1, *rows.shape[2:])[:n].reshape(-1, rows.shape[-1])
 
 
-def _pieces(geometry: Geometry, per_draw: dict, shared: dict) -> list:
+def _pieces(geometry: Geometry, own: State, shared: State) -> list:
     """What the Gram matrix of each block is made of, for all probe inputs."""
-    held, out = hold((per_draw, shared)), []
+    held, out = hold((own, shared)), []
     for block in geometry.blocks:
         fast = geometry.layered and geometry.uniform and block.side == "rows"
         out.append(_layer_pieces(geometry, block, held) if fast else
-                   _row_pieces(geometry, block.sites, held, held["data"]))
+                   _row_pieces(geometry, block.sites, held, held.data))
     return out
 
 
@@ -121,16 +140,16 @@ def _gram(pieces: Any, side: str) -> jax.Array:
     return total
 
 
-def _solve(gram: jax.Array, side: str, n: int, dtype: Any) -> dict:
+def _solve(gram: jax.Array, side: str, n: int, dtype: Any) -> Modes:
     """Eigenvalues of (1/n) · Gram in descending order, noise floor, and modes in `dtype`."""
     values, vectors = jnp.linalg.eigh(0.5 * (gram + gram.T) / n)
     values, vectors = jnp.maximum(values[::-1], 0.0), vectors[:, ::-1]
     floor = noise_floor(values[0], gram.shape[0], dtype)
     above = values > floor
     if side == "columns":
-        return {"values": values, "floor": floor, "vectors": jnp.where(above, vectors, 0.0).astype(dtype)}
+        return Modes(values, floor, vectors=jnp.where(above, vectors, 0.0).astype(dtype))
     weights = jnp.where(above, vectors / jnp.sqrt(jnp.where(above, values, 1.0)), 0.0)
-    return {"values": values, "floor": floor, "weights": weights.astype(dtype).reshape(n, -1, weights.shape[1])}
+    return Modes(values, floor, weights.astype(dtype).reshape(n, -1, weights.shape[1]))
 
 
 def _solve_all(geometry: Geometry, n: int, pieces: list) -> list:
@@ -146,16 +165,15 @@ _add_columns = jax.jit(lambda g, a: g + a.astype(jnp.float64).T @ a.astype(jnp.f
 _solve_jit = jax.jit(_solve, static_argnums=(1, 2, 3))
 
 
-def _streamed(geometry: Geometry, block: Block, held: dict, rows_at_once: int) -> dict:
+def _streamed(geometry: Geometry, block: Block, held: State, rows_at_once: int) -> Modes:
     """Modes of one block of one draw from batches of factor rows; pairs of batches for the row side."""
-    data, n = held["data"], num_points(held["data"]["x"])
-    full = {**data, "index": jnp.arange(n)}
+    full, n = held.data.numbered(), num_points(held.data.x)
     starts = range(0, n, rows_at_once)
 
     def rows(start):
         return _rows(geometry, block.sites, held, jax.tree.map(lambda a: a[start:start + rows_at_once], full))
 
-    dtype = jax.tree.leaves({s: held["params"][s] for s in block.sites})[0].dtype
+    dtype = jax.tree.leaves({s: held.params[s] for s in block.sites})[0].dtype
     if block.side == "columns":
         size = sum(math.prod(s) for s in geometry.shapes(block.sites).values())
         with jax.enable_x64(True):
@@ -181,47 +199,53 @@ def _streamed(geometry: Geometry, block: Block, held: dict, rows_at_once: int) -
 
 
 # -- all draws --------------------------------------------------------------------------------------------------
-def exact(geometry: Geometry, per_draw: dict, shared: dict, responses: int, show: bool) -> list[dict]:
+def _sizes(geometry: Geometry, rows: int, n: int) -> tuple[int, int]:
+    """Numbers held for one draw, and the width of the widest block whose factor rows do not fit at once, or 0."""
+    numbers, large = 0, 0
+    for block in geometry.blocks:
+        width = geometry.size(block.sites)
+        if geometry.layered and geometry.uniform and block.side == "rows":
+            fans = [geometry.bound.site(s).shape for s in block.sites]  # a layer's inputs and its cotangents
+            numbers += sum((n * fan[0] if len(fan) == 2 else 0) + rows * fan[-1] for fan in fans)
+        else:
+            numbers, large = numbers + rows * width, max(large, width if rows * width > ROWS else 0)
+        numbers += 4 * min(rows, width) ** 2
+    return numbers, large
+
+
+def exact(geometry: Geometry, draws: State, shared: State, responses: int, show: bool) -> list[Modes]:
     """Modes of every block at every draw: leading axis T; eigenvalues and floor NumPy float64.
 
     Parameters
     ----------
     geometry : Geometry
-    per_draw, shared : dict
-        What `hold` joins; `per_draw` with leading axis T.
+    draws, shared : State
+        What `hold` joins; `draws` with leading axis T.
     responses : int
         R.
     show : bool
         Show a progress bar.
     """
-    total = jax.tree.leaves(per_draw)[0].shape[0]
-    n = num_points(shared["data"]["x"])
-    sizes = {s: math.prod(shape) for s, shape in geometry.shapes().items()}
-    rows, numbers, large = n * responses, 0, 0
-    for block in geometry.blocks:
-        width = sum(sizes[s] for s in block.sites)
-        fast = geometry.layered and geometry.uniform and block.side == "rows"
-        if fast:
-            fans = [geometry.bound.site(s).shape for s in block.sites]  # a layer's inputs and its cotangents
-            held = sum((n * fan[0] if len(fan) == 2 else 0) + rows * fan[-1] for fan in fans)
-        else:
-            held, large = rows * width, max(large, width if rows * width > ROWS else 0)
-        numbers += held + 4 * min(rows, width) ** 2
-    found: list[list[dict]] = []
+    total, n = jax.tree.leaves(draws)[0].shape[0], num_points(shared.data.x)
+    numbers, large = _sizes(geometry, n * responses, n)
     group = 1 if large else max(1, min(total, GROUP // max(numbers, 1)))
-    for start in progress(range(0, total, group), desc="fisher", show=show and total > group):
-        part = jax.tree.map(lambda a, s=start: a[s:s + group], per_draw)
+
+    def of(part: State) -> list[Modes]:
         if large:
-            held_one = hold((jax.tree.map(lambda a: a[0], part), shared))
+            one = hold((jax.tree.map(lambda a: a[0], part), shared))
             chunk = max(1, ROWS // (responses * large))
-            modes = [jax.tree.map(lambda a: a[None], _streamed(geometry, b, held_one, chunk)) for b in geometry.blocks]
-        else:
-            pieces = map_draws(_pieces, (geometry,), part, (shared,))
-            with jax.enable_x64(True):
-                modes = map_draws(_solve_all, (geometry, n), pieces)
-        found.append([{k: np.asarray(v) if k in ("values", "floor") else v for k, v in m.items()} for m in modes])
-    return [{k: (np if k in ("values", "floor") else jnp).concatenate([f[i][k] for f in found]) for k in found[0][i]}
-            for i in range(len(geometry.blocks))]
+            return [jax.tree.map(lambda a: a[None], _streamed(geometry, b, one, chunk)) for b in geometry.blocks]
+        pieces = map_draws(_pieces, (geometry,), part, (shared,))
+        with jax.enable_x64(True):
+            return map_draws(_solve_all, (geometry, n), pieces)
+
+    found = [[m.on_host() for m in of(jax.tree.map(lambda a, s=start: a[s:s + group], draws))]
+             for start in progress(range(0, total, group), desc="fisher", show=show and total > group)]
+
+    def join(*parts):
+        return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts)
+
+    return [jax.tree.map(join, *(f[i] for f in found)) for i in range(len(geometry.blocks))]
 
 
 # -- Lanczos ------------------------------------------------------------------------------------------------------
@@ -271,12 +295,12 @@ def _leading_pairs(matvec: Callable, size: int, steps: int, rank: int, dtype: An
     return jnp.where(jnp.isfinite(matvec(jnp.ones(size, dtype))).all(), values, jnp.nan), vectors
 
 
-def _lanczos(geometry: Geometry, rank: int, steps: int, responses: int, per_draw: dict, shared: dict) -> list:
+def _lanczos(geometry: Geometry, rank: int, steps: int, responses: int, own: State, shared: State) -> list[Modes]:
     """Leading modes of the one block by Lanczos, with residuals ‖I v − λ v‖."""
-    held, (block,) = hold((per_draw, shared)), geometry.blocks
-    params, data, key, sites = held["params"], held["data"], draw_key(held), block.sites
-    scale = held.get("scale")
-    n, shapes = num_points(data["x"]), geometry.shapes(sites)
+    held, (block,) = hold((own, shared)), geometry.blocks
+    params, data, key, sites = held.params, held.data, draw_key(held), block.sites
+    scale = held.scale
+    n, shapes = num_points(data.x), geometry.shapes(sites)
     dtype = jnp.result_type(*(params[s] for s in sites))
 
     def weigh(tree, power):
@@ -305,38 +329,29 @@ def _lanczos(geometry: Geometry, rank: int, steps: int, responses: int, per_draw
         return length
 
     residuals = jax.lax.map(residual, (jnp.where(above, values, 1.0), ritz.T))
-    modes = {"values": values, "floor": floor, "residual": jnp.where(above, residuals, jnp.nan)}
+    modes = Modes(values, floor, residual=jnp.where(above, residuals, jnp.nan))
     if not rows:
-        return [{**modes, "vectors": jnp.where(above, ritz, 0.0)}]
+        return [modes._replace(vectors=jnp.where(above, ritz, 0.0))]
     weights = jnp.where(above, ritz / jnp.sqrt(jnp.where(above, values, 1.0)), 0.0)
-    return [{**modes, "weights": weights.reshape(n, responses, -1)}]
+    return [modes._replace(weights=weights.reshape(n, responses, -1))]
 
 
-def leading(geometry: Geometry, per_draw: dict, shared: dict, responses: int, rank: int, show: bool) -> list[dict]:
-    """The `rank` leading modes at every draw, leading axis T; ``"residual"`` holds ‖I v − λ v‖ of each."""
-    n = num_points(shared["data"]["x"])
-    size = min(n * responses, sum(math.prod(s) for s in geometry.shapes().values()))
+def leading(geometry: Geometry, draws: State, shared: State, responses: int, rank: int, show: bool) -> list[Modes]:
+    """The `rank` leading modes at every draw, leading axis T, with their residuals."""
+    size = min(num_points(shared.data.x) * responses, geometry.size())
     steps = min(size, 2 * rank + 20)
-    modes = map_draws(_lanczos, (geometry, rank, steps, responses), per_draw, (shared,), desc="fisher", show=show)
-    return [{k: np.asarray(v, float) if k in ("values", "floor", "residual") else v for k, v in m.items()}
-            for m in modes]
+    modes = map_draws(_lanczos, (geometry, rank, steps, responses), draws, (shared,), desc="fisher", show=show)
+    return [m.on_host() for m in modes]
 
 
-def mode_variance(geometry: Geometry, per_draw: dict, shared: dict) -> jax.Array:
+def mode_variance(geometry: Geometry, own: State, shared: State) -> jax.Array:
     """Variance (K,) of the Monte-Carlo eigenvalues of one draw, to first order: that of v_kᵀ I v_k at fixed v_k."""
-    held = hold((per_draw, shared))
-    data, key, count, out = held["data"], draw_key(held), geometry.how.num_samples, []
-    scale = held.get("scale")
-    for block, modes in zip(geometry.blocks, held["modes"], strict=True):
-        def spread(b):  # of rows B v_k, shape (n, S, ...)
-            return count * jnp.sum(b**4, axis=(0, 1)) - jnp.sum(jnp.sum(b**2, axis=1) ** 2, axis=0)
+    arrays, held = (own, shared), hold((own, shared))
+    count, total = geometry.how.num_samples, geometry.spectrum(arrays).shape[0]
 
-        def one(v, sites=block.sites):
-            tree = unravel(v, geometry.shapes(sites))
-            tree = tree if scale is None else {s: t * scale[s] for s, t in tree.items()}
-            return spread(geometry.push(held["params"], data, key, tree))
+    def one(k):
+        chosen = (jnp.arange(total) == k).astype(jnp.result_type(*held.params.values()))
+        b = geometry.drawn(held.params, held.data, draw_key(held), geometry.from_modes(arrays, chosen))
+        return count * jnp.sum(b**4) - jnp.sum(jnp.sum(b**2, axis=1) ** 2)
 
-        found = spread(modes["values"] * modes["weights"]) if block.side == "rows" else \
-            jax.lax.map(one, modes["vectors"].T)
-        out.append(jnp.maximum(found, 0.0) / (count - 1 if count > 1 else np.nan))
-    return jnp.concatenate(out)
+    return jnp.maximum(jax.lax.map(one, jnp.arange(total)), 0.0) / (count - 1 if count > 1 else np.nan)

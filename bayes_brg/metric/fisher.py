@@ -1,7 +1,7 @@
 """The Fisher metric of a model, per datum, with the noise included: I = E_x[Jᵀ F_out J] (50)–(52), theory §1.
 
-Everything that acts on one draw is in `bayes_brg._geometry` and `bayes_brg._spectrum`, the result in
-`bayes_brg._metric`; this module decides what to compute and runs it over draws.
+What acts on one draw is in `geometry`, what differs between kinds in `kinds`, the result in `metric`; this module
+decides what to compute.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import check_array
-from ..core.batching import default_chunk, map_draws
+from ..core.batching import map_draws
 from ..core.checks import check_choice, check_count, check_inputs, check_key, num_points
 from ..core.keys import name_key
 from ..model.bound import BoundModel, Params, bind, unwrap
-from ..posterior import Posterior, diverged, work
+from ..posterior import Posterior, diverged
 from . import eigenmodes
-from .geometry import Geometry, draw_key, hold
-from .metric import Metric, diagonal_one, diagonal_shared, finite_one, prior_one, prior_shared
-from .output_fisher import Estimator, choose, has_parameter
+from .geometry import Geometry, State, draw_key, hold
+from .kinds import KINDS, Kind, as_kind, num_rows
+from .metric import Metric, prior_one, prior_shared
+from .output_fisher import Data, Estimator, check_alone, choose, has_parameter
 from .prior_moments import check_whitening
 
-__all__ = ["Geometry", "Metric", "fisher"]
+__all__ = ["KINDS", "Geometry", "Metric", "fisher"]
 
-KINDS = ("diagonal", "full", "block", "lowrank")
 ESTIMATORS = ("exact", "montecarlo", "empirical")
 COORDINATES = ("native", "unconstrained")
 # Numbers held at once on one draw, on a CPU: probe inputs × the widest layer, or factor rows × parameters on the
@@ -44,7 +44,7 @@ def _coords_one(geometry: Geometry, params: Params) -> Params:
     return geometry.coords(params)
 
 
-def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estimator: str = "exact",
+def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal", estimator: str = "exact",
            at: str | Params = "draw", whiten: bool = False, sites=None, *, y=None, key=None, num_samples: int = 64,
            rank: int = 20, coordinates: str = "native", batch_size: int | None = None,
            progress_bar: bool = True) -> Metric:
@@ -61,7 +61,7 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
         Draws of all the model's sites; None where `at` gives the parameters.
     x : array (n, ...) or pytree
         Probe inputs; the first axis is the datum. With few of them many parameters have λ = 0.
-    kind : {"diagonal", "full", "block", "lowrank"}
+    kind : {"diagonal", "full", "block", "lowrank"} or Kind
         ``"diagonal"``: λ of each parameter, exact. ``"full"``: all eigenmodes, exact; a P × P matrix is held only where
         P is less than n times the number of outputs. ``"block"``: the same site by site. ``"lowrank"``: the leading
         `rank` modes by Lanczos.
@@ -81,7 +81,8 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     key : jax.random.key, optional
         For drawn labels; they depend on the number of draw and datum alone.
     num_samples : int
-        Labels drawn for each datum and draw.
+        Labels drawn for each datum and draw; time and memory grow linearly. The standard error in ``sem`` is that of
+        finitely many labels and too small where scores have heavy tails; the exact estimator has none.
     rank : int
         Modes of a low-rank metric.
     coordinates : {"native", "unconstrained"}
@@ -99,8 +100,9 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     Raises
     ------
     ValueError
-        For an empirical Fisher without `y`, a Monte-Carlo one without `key`, an improper or discrete site, a singular
-        output Fisher matrix (no noise), an infinite prior variance with ``whiten=True``.
+        For a model in which the likelihood of a datum depends on the other data, an empirical Fisher without `y`, a
+        Monte-Carlo one without `key`, an improper or discrete site, a singular output Fisher matrix (no noise), an
+        infinite prior variance with ``whiten=True``.
 
     Warns
     -----
@@ -122,64 +124,51 @@ def fisher(model, posterior: Posterior | None, x, kind: str = "diagonal", estima
     (4, 1, 8, 1)
     """
     x = check_inputs(x)
-    check_choice(kind, "kind", KINDS)
+    num_samples, rank = check_count(num_samples, "num_samples"), check_count(rank, "rank")
+    kind = as_kind(kind, rank)
     check_choice(estimator, "estimator", ESTIMATORS)
     check_choice(coordinates, "coordinates", COORDINATES)
-    num_samples, rank = check_count(num_samples, "num_samples"), check_count(rank, "rank")
     bound = bind(model, x)
     bound.check_global("brg.fisher")
     sites = flowing_sites(bound, x, posterior, sites)
     parents = bound.parents(x)
-    draft = Geometry(bound, sites, kind, Estimator(), whiten, coordinates,
-                     hierarchical=any(parents.get(s) for s in sites))
+    draft = Geometry(bound, sites, Estimator(), whiten, coordinates, hierarchical=any(parents.get(s) for s in sites),
+                     kind=kind)
     params, lead = _points(draft, posterior, at)
-    one = params if lead is None else jax.tree.map(lambda a: a[0], params)
-    data = {"x": x}
-    if estimator == "empirical":
-        data["y"] = _labels(bound, y, one, x)
-    how = choose(bound, estimator, num_samples, one, x, sites)
-    shared: dict[str, Any] = {"data": data}
+    draws = State(params, jnp.arange(lead[0] * lead[1])) if lead else \
+        State(jax.tree.map(lambda a: a[None], params), jnp.zeros(1, int))
+    one = jax.tree.map(lambda a: a[0], draws.params)
+    shared = State(data=Data(x, _labels(bound, y, one, x) if estimator == "empirical" else None))
+    how = choose(bound, estimator, num_samples, one, x, sites, draws.params)
+    check_alone(bound, how, one, x)
     if how.name == "montecarlo":
-        shared["key"] = _label_key(bound, estimator, key, one, x)
-    draws: dict[str, Any] = {"params": params, "draw": 0 if lead is None else jnp.arange(lead[0] * lead[1])}
+        shared = shared._replace(key=_label_key(bound, estimator, key, one, x))
     if whiten:
         moments = prior_shared(draft, one, x)
         check_whitening(bound, sites, coordinates, one, x, moments)
         if draft.hierarchical and lead is not None:
-            draws["scale"] = map_draws(prior_one, (draft,), params, (x,))[1]
+            draws = draws._replace(scale=map_draws(prior_one, (draft,), params, (x,))[1])
         else:
-            shared["scale"] = moments[1]
-    geometry = _complete(draft, how, one, data, shared, batch_size)
-    metric = Metric(geometry, x, at if isinstance(at, str) else "given", lead)
-    if kind == "diagonal":
-        if lead is None:
-            found, spread, good = diagonal_shared(geometry, draws, shared)
-        else:
-            found, spread, good = map_draws(diagonal_one, (geometry,), draws, (shared,), desc="fisher",
-                                            show=progress_bar,
-                                            chunk=default_chunk(work(bound, x)) if geometry.layered else 1)
-        _check_result(geometry, good if lead is None else good | diverged(posterior), draws, shared, lead)
-        return _keep(metric, {**draws, "stiffness": found}, shared,
-                     sem=None if spread is None else jax.tree.map(jnp.sqrt, spread))
-    return _with_modes(metric, draws, shared, posterior, rank, progress_bar)
+            shared = shared._replace(scale=moments[1])
+    geometry = _complete(draft, how, one, shared, batch_size)
+    return _found(Metric(geometry, x, at if isinstance(at, str) else "given", lead), draws, shared, posterior,
+                  progress_bar)
 
 
-def _with_modes(metric: Metric, draws: dict, shared: dict, posterior: Posterior | None, rank: int, show: bool
-                ) -> Metric:
-    """The metric with its eigenmodes at every draw, or at the shared point."""
-    geometry, lead = metric.geometry, metric.lead
-    lifted = draws if lead is not None else jax.tree.map(lambda a: jnp.asarray(a)[None], draws)
-    one = jax.tree.map(lambda a: a[0], lifted["params"])
-    responses = eigenmodes.num_responses(geometry, one, shared["data"], shared.get("key"))
-    modes = eigenmodes.leading(geometry, lifted, shared, responses, rank, show) if geometry.kind == "lowrank" else \
-        eigenmodes.exact(geometry, lifted, shared, responses, show)
-    found, held_modes = _read_modes(geometry, modes, lifted, shared)
-    good = np.all([np.isfinite(m["values"]).all(axis=1) for m in modes], axis=0)
-    good &= np.asarray(map_draws(finite_one, (geometry,), lifted["params"]))
-    _check_result(geometry, good[0] if lead is None else good | diverged(posterior), draws, shared, lead)
+def _found(bare: Metric, draws: State, shared: State, posterior: Posterior | None, show: bool) -> Metric:
+    """The metric with what its kind finds at `draws`, leading axis T."""
+    geometry, lead = bare.geometry, bare.lead
+    found = geometry.kind.find(geometry, draws, shared, show)
+    _check_result(geometry, np.asarray(found.good) if lead is None else np.asarray(found.good) | diverged(posterior),
+                  draws, shared, lead)
+    names = ("eigenvalues", "noise_floor", "sem", "residuals")
+    own = draws._replace(modes=found.modes)
     if lead is None:
-        found, held_modes = jax.tree.map(lambda a: a[0], (found, held_modes))
-    return _keep(metric, {**draws, "modes": held_modes}, shared, **found)
+        own, found = jax.tree.map(lambda a: a[0], (own, found))
+    report = {name: bare._shaped(getattr(found, name)) for name in names}
+    if lead is None:
+        return replace(bare, shared=hold((own, shared)), **report)
+    return replace(bare, own=own, shared=shared, **report)
 
 
 def restricted(metric: Metric, site: str, posterior: Posterior | None) -> Metric:
@@ -192,20 +181,19 @@ def restricted(metric: Metric, site: str, posterior: Posterior | None) -> Metric
     posterior : Posterior or None
         The draws it was computed on, for those known to have diverged.
     """
-    geometry = replace(metric.geometry, sites=(site,), blocks=())
-    draws, shared = ({k: {site: v[site]} if k in ("stiffness", "scale") else v for k, v in held.items() if k != "modes"}
-                     for held in (metric.held_draws, metric.held_shared))
-    if metric.kind == "diagonal":
-        sem = None if metric.sem is None else {site: metric.sem[site]}
-        return replace(metric, geometry=geometry, sem=sem, held_draws=draws, held_shared=shared)
-    if not metric.per_draw:
-        draws = {k: shared.pop(k) for k in ("params", "draw")}
-    amount, rank = float(shared.pop("amount", 1.0)), metric._held["modes"][0]["values"].shape[-1]  # type: ignore[arg-type]
-    one = draws["params"] if not metric.per_draw else jax.tree.map(lambda a: a[0], draws["params"])
-    rows = num_points(metric.x) * eigenmodes.num_responses(geometry, one, shared["data"], shared.get("key"))
-    geometry = replace(geometry, blocks=eigenmodes.plan(geometry, rows, ((site,),)))
-    bare = Metric(geometry, metric.x, metric.at, metric.lead)
-    return _with_modes(bare, draws, shared, posterior, rank, False).total(amount)
+    def alone(held):
+        scale = None if held.scale is None else {site: held.scale[site]}
+        modes = None if held.modes is None else kind.restricted(held.modes, site)
+        return held._replace(scale=scale, modes=modes)
+
+    kind, geometry = metric.geometry.kind, replace(metric.geometry, sites=(site,), blocks=())
+    if kind.restricted(metric._held.modes, site) is not None:
+        return replace(metric, geometry=geometry, sem=None if metric.sem is None else {site: metric.sem[site]},
+                       own=None if metric.own is None else alone(metric.own), shared=alone(metric.shared))
+    draws, shared = (alone(held) for held in metric.lifted())
+    geometry = kind.plan(geometry, num_rows(geometry, jax.tree.map(lambda a: a[0], draws.params), shared))
+    found = _found(Metric(geometry, metric.x, metric.at, metric.lead), draws, shared, posterior, False)
+    return found if metric.shared.amount is None else found.total(metric.amount)
 
 
 def _points(geometry: Geometry, posterior: Posterior | None, at: Any) -> tuple[Params, tuple[int, int] | None]:
@@ -258,81 +246,53 @@ def _label_key(bound: BoundModel, estimator: str, key: Any, params: Params, x: A
     return name_key(check_key(key), "fisher")
 
 
-def _complete(draft: Geometry, how: Estimator, params: Params, data: dict, shared: dict, batch_size: int | None
-              ) -> Geometry:
+def _complete(draft: Geometry, how: Estimator, params: Params, shared: State, batch_size: int | None) -> Geometry:
     """The geometry with its estimator, its fast way, its batch of probe inputs and its blocks."""
-    bound, n = draft.bound, num_points(data["x"])
+    bound, n = draft.bound, num_points(shared.data.x)
     real = draft.coordinates == "native" or all(draft._transform(s) is None for s in draft.sites)
     layered = real and bound.layered(draft.sites)
-    scale = shared.get("scale", {})
-    uniform = not draft.whiten or ("scale" in shared and all(bool(jnp.all(v == v.ravel()[0])) for v in scale.values()))
+    scale = shared.scale
+    uniform = not draft.whiten or (scale is not None and all(bool(jnp.all(v == v.ravel()[0])) for v in scale.values()))
     geometry = replace(draft, how=how, layered=layered, uniform=uniform, batch=n)
-    responses = eigenmodes.num_responses(geometry, params, data, shared.get("key"))
+    rows = num_rows(geometry, params, shared)
     if batch_size is None:
         width = max((max(bound.site(s).shape, default=1) for s in bound.names), default=1)
-        size = sum(map(math.prod, geometry.shapes().values()))
-        rows = geometry.kind == "diagonal" and not layered  # the other ways hold activations of one batch, not rows
         largest = max(math.prod(bound.site(s).shape) for s in bound.names)
-        at_once = ROW_WORK // (responses * size) if rows else max(LAYER_WORK, largest) // width
+        numbers = rows // n * geometry.size()  # of the factor rows of one datum
+        # Diagonals of the general way hold rows of a batch; all else holds activations of one.
+        holds_rows = geometry.entrywise and not layered
+        at_once = ROW_WORK // numbers if holds_rows else max(LAYER_WORK, largest) // width
         at_once *= 1 if jax.default_backend() == "cpu" else 32
-        batch_size = max(at_once, min(16, eigenmodes.ROWS // (responses * size)) if rows else 16, 1)
+        batch_size = max(at_once, min(16, eigenmodes.ROWS // numbers) if holds_rows else 16, 1)
+        if how.name == "montecarlo":  # scores of the labels of a batch
+            batch_size = max(1, min(batch_size, ROW_WORK // how.num_samples))
     count = -(-n // min(n, check_count(batch_size, "batch_size")))
     geometry = replace(geometry, batch=-(-n // count))  # equal batches: less padding
-    if geometry.kind == "diagonal":
-        return geometry
-    groups = tuple((s,) for s in geometry.sites) if geometry.kind == "block" else (geometry.sites,)
-    return replace(geometry, blocks=eigenmodes.plan(geometry, n * responses, groups))
+    return geometry.kind.plan(geometry, rows)
 
 
-def _keep(metric: Metric, draws: dict, shared: dict, **found: Any) -> Metric:
-    """A metric with its arrays, of each draw or shared."""
-    if metric.per_draw:
-        return replace(metric, held_draws=draws, held_shared=shared, **metric._shaped(found))
-    return replace(metric, held_shared={**shared, **draws}, **found)
-
-
-def _read_modes(geometry: Geometry, found: list[dict], draws: dict, shared: dict) -> tuple[dict, list[dict]]:
-    """What a metric shows of the modes of its blocks, and the arrays it keeps; leading axis T."""
-    names, dtype = [b.sites[0] for b in geometry.blocks], jnp.result_type(*draws["params"].values())
-    modes = []
-    for m in found:
-        cut = np.where(m["values"] > m["floor"][:, None], m["values"], 0.0)
-        modes.append({"values": jnp.asarray(cut, dtype), **{k: m[k] for k in ("weights", "vectors") if k in m}})
-
-    def gather(parts):
-        return dict(zip(names, parts, strict=True)) if geometry.kind == "block" else parts[0]
-
-    shown = {name: gather([m[key] for m in found]) for key, name in
-             (("values", "eigenvalues"), ("floor", "noise_floor"), ("residual", "residuals")) if key in found[0]}
-    if geometry.how.name == "montecarlo":
-        variance = map_draws(eigenmodes.mode_variance, (geometry,), {**draws, "modes": modes}, (shared,))
-        ends = np.cumsum([m["values"].shape[1] for m in found])[:-1]
-        shown["sem"] = gather(np.split(np.sqrt(np.asarray(variance, float)), ends, axis=1))
-    return shown, modes
-
-
-def _check_result(geometry: Geometry, good: Any, draws: dict, shared: dict, lead: tuple[int, int] | None) -> None:
+def _check_result(geometry: Geometry, good: Any, draws: State, shared: State, lead: tuple[int, int] | None
+                  ) -> None:
     """Refuse a metric that is not finite, and say at which draw and datum the output Fisher matrix is singular."""
     good = np.asarray(good)
     if good.all():
         return
     draw = int(np.argmin(good))
-    held = hold((draws if lead is None else jax.tree.map(lambda a: a[draw], draws), shared))
+    held = hold((jax.tree.map(lambda a: a[draw], draws), shared))
     name = "the given point" if lead is None else "chain {}, draw {}".format(*divmod(draw, lead[1]))
-    for s, v in held["params"].items():
+    for s, v in held.params.items():
         if not np.isfinite(np.asarray(v)).all():
             raise ValueError(f"site {s!r} is not finite at {name}; drop such draws before asking for a metric")
-    data, n = held["data"], num_points(held["data"]["x"])
+    data, n = held.data, num_points(held.data.x)
 
     @jax.jit  # compiled, since NumPyro checks concrete values with messages of its own
     def look(params):
-        batch = {**data, "index": jnp.arange(n), "weight": jnp.ones(n)}
-        base = unwrap(geometry.bound.distribution(params, data["x"]))
+        base = unwrap(geometry.bound.distribution(params, data.x))
         shown = {p: jnp.asarray(getattr(base, p)) for p in base.arg_constraints if has_parameter(base, p)}
-        return geometry.respond(geometry.coords(params), params, batch, draw_key(held)), shown
+        return geometry.respond(geometry.coords(params), params, data.numbered(), draw_key(held)), shown
 
-    law = type(unwrap(jax.eval_shape(lambda p: geometry.bound.distribution(p, data["x"]), held["params"]))).__name__
-    r, shown = look(held["params"])
+    law = type(unwrap(jax.eval_shape(lambda p: geometry.bound.distribution(p, data.x), held.params))).__name__
+    r, shown = look(held.params)
     bad = ~np.isfinite(np.asarray(r)).all(axis=1)
     index = int(np.argmax(bad))
 

@@ -7,9 +7,10 @@ product with V a vjp (theory §1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,46 @@ from numpyro.distributions import biject_to
 
 from ..core.checks import num_points
 from ..model.bound import BoundModel, Params
-from .layers import _product, layers
-from .output_fisher import Estimator, responses
+from .layers import _product, layer_labels, layers
+from .output_fisher import Data, Estimator, Labels, labels, responses
 from .prior_moments import is_real, prior_moments
 
-Arrays = tuple[Any, Any]
+
+# -- what a metric keeps ---------------------------------------------------------------------------------------
+class State(NamedTuple):
+    """What a metric keeps, in two parts: of each draw, with leading axis T, and shared by all draws.
+
+    A field is None in the part that does not hold it, and in both where there is nothing of the kind.
+    """
+
+    params: Any = None
+    """All sites, native coordinates."""
+    draw: Any = None
+    """Number of the draw, with which the key of its labels is folded."""
+    scale: Any = None
+    """P₀^{−1/2} of each entry of a whitened metric, in its coordinates."""
+    modes: Any = None
+    """What the metric's kind needs of λ and its directions."""
+    data: Any = None
+    """Probe inputs, a `Data`."""
+    key: Any = None
+    """Of drawn labels."""
+    amount: Any = None
+    """Data that `Metric.total` counts; None for a metric per datum."""
 
 
-# -- dense layers ---------------------------------------------------------------------------------------------
+Arrays = tuple[State | None, State]
 
 
-# -- prior ----------------------------------------------------------------------------------------------------
+def hold(arrays: Arrays) -> State:
+    """One draw's own part and the shared part together."""
+    own, shared = arrays
+    return State(*(b if a is None else a for a, b in zip(own or State(), shared, strict=True)))
+
+
+def draw_key(held: State) -> Any:
+    """Key of the drawn labels of this draw; None where no labels are drawn."""
+    return None if held.key is None else jax.random.fold_in(held.key, held.draw)
 
 
 # -- the geometry ---------------------------------------------------------------------------------------------
@@ -52,7 +82,6 @@ class Geometry:
     bound : BoundModel
     sites : tuple of str
         The sites the metric covers.
-    kind : {"diagonal", "full", "block", "lowrank"}
     how : Estimator
     whiten : bool
     coordinates : {"native", "unconstrained"}
@@ -66,11 +95,12 @@ class Geometry:
         Whether the prior of a flowing site depends on another site, so that prior scales differ from draw to draw.
     uniform : bool
         Whether the prior scale, where the metric is whitened, is one number a site.
+    kind : Kind, optional
+        How λ and its directions are kept; not needed for products with the factor.
     """
 
     bound: BoundModel
     sites: tuple[str, ...]
-    kind: str
     how: Estimator
     whiten: bool = False
     coordinates: str = "native"
@@ -79,11 +109,16 @@ class Geometry:
     blocks: tuple[Block, ...] = ()
     hierarchical: bool = False
     uniform: bool = True
+    kind: Any = None
 
     @property
     def entrywise(self) -> bool:
         """Whether the metric's directions are the parameters themselves."""
-        return self.kind == "diagonal"
+        return self.kind.entrywise
+
+    def size(self, sites: tuple[str, ...] | None = None) -> int:
+        """Number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes(sites).values())
 
     # -- coordinates --------------------------------------------------------------------------------------
     def _transform(self, site: str) -> Any:
@@ -105,23 +140,26 @@ class Geometry:
         return prior_moments(self.bound, self.sites, self.coordinates, params, x)
 
     # -- the factor B -------------------------------------------------------------------------------------
-    def respond(self, coords: Params, params: Params, batch: dict, key: Any) -> jax.Array:
+    def respond(self, coords: Params, params: Params, batch: Data, key: Any) -> jax.Array:
         """Responses (n, R) as a function of the covered sites; their Jacobian is √n B."""
         return responses(self.bound, self.how, {**params, **self.native(coords)}, batch, key)
 
-    def batches(self, data: dict) -> tuple[dict, int]:
+    def labels(self, coords: Params, params: Params, batch: Data, key: Any) -> Labels:
+        """Outputs as a function of the covered sites, and the scores of drawn labels; see `output_fisher.labels`."""
+        return labels(self.bound, self.how, {**params, **self.native(coords)}, batch, key)
+
+    def batches(self, data: Data) -> tuple[Data, int]:
         """Probe inputs as (number of batches, batch, ...), numbered, padded with data of weight zero."""
-        n = num_points(data["x"])
+        n = num_points(data.x)
         size = min(self.batch, n)
         pad = -n % size
-        dtype = jnp.result_type(float)
-        full = {"index": jnp.arange(n), **data, "weight": jnp.ones(n, dtype)}
+        full = data.numbered()
         if pad:
             full = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], pad, axis=0)]), full)
-            full["weight"] = full["weight"].at[n:].set(0)
+            full = full._replace(weight=full.weight.at[n:].set(0))
         return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), full), n
 
-    def _sum(self, fn: Callable, data: dict) -> Any:
+    def _sum(self, fn: Callable, data: Data) -> Any:
         """Σ of ``fn(batch)`` over batches of probe inputs, over n."""
         batches, n = self.batches(data)
         first = jax.tree.map(lambda a: a[0], batches)
@@ -132,7 +170,7 @@ class Geometry:
             total, _ = jax.lax.scan(lambda t, b: (jax.tree.map(jnp.add, t, fn(b)), None), start, batches)
         return jax.tree.map(lambda a: a / n, total)
 
-    def push(self, params: Params, data: dict, key: Any, delta: Params) -> jax.Array:
+    def push(self, params: Params, data: Data, key: Any, delta: Params) -> jax.Array:
         """B δ, shape (n, R): a jvp."""
         coords = self.coords(params)
         free = {s: coords[s] for s in delta}
@@ -144,123 +182,136 @@ class Geometry:
         out = jax.lax.map(one, batches)
         return out.reshape(-1, out.shape[-1])[:n] / np.sqrt(n)
 
-    def pull(self, params: Params, data: dict, key: Any, cotangent: jax.Array, sites: tuple[str, ...]) -> Params:
+    def pull(self, params: Params, data: Data, key: Any, cotangent: jax.Array, sites: tuple[str, ...]) -> Params:
         """Bᵀ c for c of shape (n, R), restricted to `sites`: a vjp."""
         coords, n = self.coords(params), cotangent.shape[0]
         free = {s: coords[s] for s in sites}
 
         def one(batch):
-            c = batch.pop("cotangent")
-            return jax.vjp(lambda f: self.respond({**coords, **f}, params, batch, key), free)[1](c)[0]
+            return jax.vjp(lambda f: self.respond({**coords, **f}, params, batch, key), free)[1](batch.cotangent)[0]
 
-        total = self._sum(lambda batch: one(dict(batch)), {**data, "cotangent": cotangent})
+        total = self._sum(one, data._replace(cotangent=cotangent))
         return jax.tree.map(lambda a: a * np.sqrt(n), total)
 
-    def rows(self, params: Params, batch: dict, key: Any, sites: tuple[str, ...]) -> Params:
+    def rows(self, params: Params, batch: Data, key: Any, sites: tuple[str, ...]) -> Params:
         """√n B of one batch: site to (n, R, *shape), by per-example gradients. Holds them all."""
+        return self._rows(params, batch, sites, lambda coords, datum: self.respond(coords, params, datum, key))[0]
+
+    def _rows(self, params: Params, batch: Data, sites: tuple[str, ...], outputs: Callable, has_aux: bool = False
+              ) -> tuple[Params, Any]:
+        """Gradients of each datum's outputs (R,), site to (n, R, *shape), and what else `outputs` gives."""
         coords = self.coords(params)
         free = {s: coords[s] for s in sites}
 
         def one(datum):
-            r, pull = jax.vjp(lambda f: self.respond({**coords, **f}, params, datum, key)[0], free)
-            return jax.vmap(lambda c: pull(c)[0])(jnp.eye(r.size, dtype=r.dtype))
+            def fn(f):
+                found = outputs({**coords, **f}, datum)
+                return (found[0][0], found[1]) if has_aux else found[0]
+
+            r, pull, *more = jax.vjp(fn, free, has_aux=has_aux)
+            return jax.vmap(lambda c: pull(c)[0])(jnp.eye(r.size, dtype=r.dtype)), more
 
         return jax.vmap(one)(jax.tree.map(lambda a: a[:, None], batch))
 
-    def layers(self, params: Params, batch: dict, key: Any):
+    def layers(self, params: Params, batch: Data, key: Any):
         """The dense layers of one batch; see `layers`."""
-        return layers(self.bound, self.how, self.sites, params, batch, key)  # type: ignore[arg-type]
+        return layers(self.bound, self.how, self.sites, params, batch, key)
 
     # -- the diagonal -------------------------------------------------------------------------------------
-    def diagonal(self, params: Params, data: dict, key: Any = None) -> tuple[Params, Params | None]:
+    def diagonal(self, params: Params, data: Data, key: Any = None) -> tuple[Params, Params | None]:
         """Diagonal of the metric (not whitened), and the variance of its Monte-Carlo estimate.
 
         With per-datum squares g_s² of the S drawn labels, the estimate is (1/n) Σ_i mean_s g² and its variance, given
         the probe inputs, (1/n²) Σ_i [mean_s g⁴ − (mean_s g²)²]/(S − 1).
         """
-        drawn = self.how.name == "montecarlo"
-        total, spread = self._sum(lambda batch: self._powers(params, batch, key, drawn), data)
-        if not drawn:
-            return total, None
-        n, count = num_points(data["x"]), self.how.num_samples
+        if self.how.name != "montecarlo":
+            return self._sum(lambda batch: self._squares(params, batch, key), data), None
+        total, spread = self._sum(lambda batch: self._drawn_powers(params, batch, key), data)
+        n, count = num_points(data.x), self.how.num_samples
         unbiased = count - 1 if count > 1 else np.nan
         return total, jax.tree.map(lambda v: jnp.maximum(v, 0) / (n * unbiased), spread)
 
-    def _powers(self, params: Params, batch: dict, key: Any, drawn: bool) -> tuple[Params, Params]:
-        """Sums over data of Σ_s g² and (for drawn labels) S Σ_s g⁴ − (Σ_s g²)², g the rows of √n B."""
+    def _squares(self, params: Params, batch: Data, key: Any) -> Params:
+        """Σ over data of Σ_r g², g the rows of √n B."""
+        if not self.layered:
+            return jax.tree.map(lambda r: jnp.sum(r**2, (0, 1)), self.rows(params, batch, key, self.sites))
+        found, cotangents, rank = self.layers(params, batch, key)
+        power = [d**2 for d in cotangents(0)]
+        if rank > 1:  # one response after the other: their cotangents together fall out of the cache
+            power, _ = jax.lax.scan(lambda sums, r: (jax.tree.map(lambda p, d: p + d**2, sums, cotangents(r)), None),
+                                    power, jnp.arange(1, rank))
+        total: dict[Any, jax.Array] = {}
+        for layer, p in zip(found, power, strict=True):
+            total[layer.weight] = layer.scale**2 * _product(layer.inputs**2, p)
+            total[layer.bias] = layer.bias_scale**2 * jnp.sum(p, 0)
+        return {s: total[s] for s in self.sites}
+
+    def _drawn_powers(self, params: Params, batch: Data, key: Any) -> tuple[Params, Params]:
+        """Σ over data of Σ_s g², and of S Σ_s g⁴ − (Σ_s g²)², g_s the gradient of drawn label s over √S.
+
+        One gradient an output serves all labels, g_s = Σ_k score_sk ∂η_k, so that memory does not grow with S²; the
+        labels are taken one after the other.
+        """
+        if self.layered:
+            found, cotangents, outputs, scores = layer_labels(self.bound, self.how, self.sites, params, batch, key)
+            gradients = jax.lax.map(cotangents, jnp.arange(outputs))  # a layer: (K, n, fan_out)
+            gradients = [jnp.swapaxes(g, 0, 1) for g in gradients]
+        else:
+            rows, (scores,) = self._rows(params, batch, self.sites, lambda c, d: self.labels(c, params, d, key), True)
+            scores, gradients = scores[:, 0], rows
+
+        def add(sums, score):  # of one label: (n, K)
+            squares = jax.tree.map(lambda g: jnp.einsum("nk,nk...->n...", score, g) ** 2, gradients)
+            return jax.tree.map(lambda s, q: (s[0] + q, s[1] + q**2), sums, squares,
+                                is_leaf=lambda leaf: isinstance(leaf, tuple)), None
+
+        start = jax.tree.map(lambda g: (jnp.zeros_like(g[:, 0]), jnp.zeros_like(g[:, 0])), gradients)
+        sums, _ = jax.lax.scan(add, start, jnp.swapaxes(scores, 0, 1))
         count = self.how.num_samples
         if not self.layered:
-            squares = jax.tree.map(lambda r: r**2, self.rows(params, batch, key, self.sites))
-            spread = jax.tree.map(lambda q: jnp.sum(count * jnp.sum(q**2, 1) - jnp.sum(q, 1) ** 2, 0), squares)
-            return jax.tree.map(lambda q: jnp.sum(q, (0, 1)), squares), spread if drawn else {}
-        found, cotangents, rank = self.layers(params, batch, key)
+            pairs = {s: (jnp.sum(q, 0), jnp.sum(count * f - q**2, 0)) for s, (q, f) in sums.items()}
+            return {s: p[0] for s, p in pairs.items()}, {s: p[1] for s, p in pairs.items()}
+        total: dict[Any, jax.Array] = {}
+        spread: dict[Any, jax.Array] = {}
+        for layer, (power, fourth) in zip(found, sums, strict=True):
+            squares, varied = layer.inputs**2, count * fourth - power**2
+            total[layer.weight] = layer.scale**2 * _product(squares, power)
+            total[layer.bias] = layer.bias_scale**2 * jnp.sum(power, 0)
+            spread[layer.weight] = layer.scale**4 * _product(squares**2, varied)
+            spread[layer.bias] = layer.bias_scale**4 * jnp.sum(varied, 0)
+        return {s: total[s] for s in self.sites}, {s: spread[s] for s in self.sites}
 
-        def terms(index):
-            powers = [d**2 for d in cotangents(index)]
-            return powers, [p**2 for p in powers] if drawn else []
+    def drawn(self, params: Params, data: Data, key: Any, delta: Params) -> jax.Array:
+        """Derivative of each drawn label's log-probability over √(S n) along δ, shape (n, S)."""
+        coords = self.coords(params)
+        free = {s: coords[s] for s in delta}
 
-        power, fourth = terms(0)
-        if rank > 1:  # one response after the other: their cotangents together fall out of the cache
-            (power, fourth), _ = jax.lax.scan(lambda sums, index: (jax.tree.map(jnp.add, sums, terms(index)), None),
-                                              (power, fourth), jnp.arange(1, rank))
-        total, spread = {}, {}
-        for i, layer in enumerate(found):
-            squares = layer.inputs**2
-            total[layer.weight] = layer.scale**2 * _product(squares, power[i])
-            total[layer.bias] = layer.bias_scale**2 * jnp.sum(power[i], 0)
-            if drawn:
-                varied = count * fourth[i] - power[i] ** 2
-                spread[layer.weight] = layer.scale**4 * _product(squares**2, varied)
-                spread[layer.bias] = layer.bias_scale**4 * jnp.sum(varied, 0)
-        return {s: total[s] for s in self.sites}, {s: spread[s] for s in self.sites} if drawn else {}
+        def one(batch):
+            def fn(c):
+                return self.labels({**coords, **c}, params, batch, key)
+            _, moved, scores = jax.jvp(fn, (free,), (delta,), has_aux=True)
+            return jnp.einsum("nsk,nk->ns", scores, moved)
 
-    # -- eigenmodes ---------------------------------------------------------------------------------------
+        batches, n = self.batches(data)
+        out = jax.lax.map(one, batches)
+        return out.reshape(-1, out.shape[-1])[:n] / np.sqrt(n)
+
+    # -- directions ---------------------------------------------------------------------------------------
     def spectrum(self, arrays: Arrays) -> Any:
-        """λ of one draw: a vector (K,), block after block; for a diagonal metric a dict of site to array."""
-        held = hold(arrays)
-        if self.kind == "diagonal":
-            return held["stiffness"]
-        return jnp.concatenate([block["values"] for block in held["modes"]])
+        """λ of one draw: a vector (K,); for a diagonal metric a dict of site to array."""
+        return self.kind.spectrum(self, hold(arrays))
 
     def to_modes(self, arrays: Arrays, delta: Params) -> Any:
         """Mode coordinates c = Vᵀ P₀^{1/2} δ of a displacement δ in the metric's coordinates (P₀ = 1 if not whitened).
 
         A vector (K,); zero for modes under the noise floor. A diagonal metric gives a dict like δ.
         """
-        held = hold(arrays)
-        scale = held.get("scale")
-        if self.kind == "diagonal":
-            return {s: delta[s] if scale is None else delta[s] / scale[s] for s in self.sites}
-        out = []
-        for block, modes in zip(self.blocks, held["modes"], strict=True):
-            mine = {s: delta[s] for s in block.sites}
-            if block.side == "rows":
-                b = self.push(held["params"], held["data"], draw_key(held), mine)
-                out.append(jnp.einsum("nr,nrk->k", b, modes["weights"]))
-            else:
-                if scale is not None:
-                    mine = {s: v / scale[s] for s, v in mine.items()}
-                out.append(ravel(mine, block.sites) @ modes["vectors"])
-        return jnp.concatenate(out)
+        return self.kind.to_modes(self, hold(arrays), {s: delta[s] for s in self.sites})
 
     def from_modes(self, arrays: Arrays, modes: Any) -> Params:
         """Displacement δ = P₀^{−1/2} V c in the metric's coordinates, from mode coordinates c."""
-        held = hold(arrays)
-        scale = held.get("scale")
-        if self.kind == "diagonal":
-            return {s: modes[s] if scale is None else modes[s] * scale[s] for s in self.sites}
-        out, start = {}, 0
-        for block, basis in zip(self.blocks, held["modes"], strict=True):
-            count = basis["values"].shape[0]
-            c, start = modes[start:start + count], start + count
-            if block.side == "rows":
-                cotangent = jnp.einsum("nrk,k->nr", basis["weights"], c)
-                part = self.pull(held["params"], held["data"], draw_key(held), cotangent, block.sites)
-                out.update({s: v if scale is None else v * scale[s] ** 2 for s, v in part.items()})
-            else:
-                part = unravel(basis["vectors"] @ c, self.shapes(block.sites))
-                out.update({s: v if scale is None else v * scale[s] for s, v in part.items()})
-        return {s: out[s] for s in self.sites}
+        found = self.kind.from_modes(self, hold(arrays), modes)
+        return {s: found[s] for s in self.sites}
 
     def shapes(self, sites: tuple[str, ...] | None = None) -> dict[str, tuple[int, ...]]:
         """Shape of each site in the metric's coordinates."""
@@ -270,17 +321,6 @@ class Geometry:
             shape = self.bound.site(s).shape
             out[s] = shape if transform is None else tuple(transform.inverse_shape(shape))
         return out
-
-
-def hold(arrays: Arrays) -> dict[str, Any]:
-    """What a metric keeps, one draw's own part and the shared part together."""
-    per_draw, shared = arrays
-    return {**shared, **(per_draw or {})}
-
-
-def draw_key(held: dict[str, Any]) -> Any:
-    """Key of the drawn labels of this draw; None where no labels are drawn."""
-    return jax.random.fold_in(held["key"], held["draw"]) if "key" in held else None
 
 
 def ravel(tree: Params, sites: tuple[str, ...]) -> jax.Array:

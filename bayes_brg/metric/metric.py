@@ -15,25 +15,8 @@ import xarray as xr
 from ..core.batching import map_draws
 from ..core.checks import check_count, check_positive
 from ..model.bound import BoundModel, Params
-from .geometry import Geometry, draw_key, hold, ravel, unravel
-
-
-def finite_one(geometry: Geometry, tree: Any) -> jax.Array:
-    """Whether every entry is a finite number."""
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
-
-
-def diagonal_one(geometry: Geometry, per_draw: dict, shared: dict) -> tuple[Params, Params | None, jax.Array]:
-    """Diagonal at one draw, whitened where asked, the variance of its estimate, and whether all is finite."""
-    held = hold((per_draw, shared))
-    total, spread = geometry.diagonal(held["params"], held["data"], draw_key(held))
-    if "scale" in held:
-        total = {s: v * held["scale"][s] ** 2 for s, v in total.items()}
-        spread = spread and {s: v * held["scale"][s] ** 4 for s, v in spread.items()}
-    return total, spread, finite_one(geometry, [held["params"], total])
-
-
-diagonal_shared = jax.jit(diagonal_one, static_argnums=0)
+from .geometry import Geometry, State, hold, ravel, unravel
+from .kinds import Diagonal
 
 
 def prior_one(geometry: Geometry, params: Params, x: Any) -> tuple[Params, Params]:
@@ -83,13 +66,14 @@ class Metric:
     noise_floor: Any = field(default=None, repr=False)
     sem: Any = field(default=None, repr=False)
     residuals: Any = field(default=None, repr=False)
-    held_draws: dict = field(default_factory=dict, repr=False)
-    held_shared: dict = field(default_factory=dict, repr=False)
+    own: State | None = field(default=None, repr=False)
+    shared: State = field(default=State(), repr=False)
 
     # -- what it is ---------------------------------------------------------------------------------------
     @property
     def kind(self) -> str:
-        return self.geometry.kind
+        """Name of its kind."""
+        return self.geometry.kind.name
 
     @property
     def estimator(self) -> str:
@@ -116,22 +100,22 @@ class Metric:
         """Whether each draw has its own metric."""
         return self.lead is not None
 
-    def arrays(self) -> tuple[Any, Any]:
-        """(per_draw, shared): what the functions of `geometry` need, `per_draw` with leading axis T = chain · draw.
+    def arrays(self) -> tuple[State | None, State]:
+        """(own, shared): what the functions of `geometry` need, `own` with leading axis T = chain · draw.
 
-        Give ``(slice of per_draw, shared)`` to ``geometry.spectrum``, ``to_modes`` and ``from_modes`` inside compiled
-        code; `per_draw` is None for a shared metric.
+        Give ``(slice of own, shared)`` to ``geometry.spectrum``, ``to_modes`` and ``from_modes`` inside compiled code;
+        `own` is None for a shared metric.
         """
-        return (self.held_draws, self.held_shared) if self.per_draw else (None, self.held_shared)
+        return self.own, self.shared
 
-    def _at(self, chain: int, draw: int) -> tuple[Any, Any]:
+    def _at(self, chain: int, draw: int) -> tuple[State | None, State]:
         """`arrays` of one draw."""
-        if not self.per_draw:
-            return None, self.held_shared
-        if not (-self.lead[0] <= chain < self.lead[0] and -self.lead[1] <= draw < self.lead[1]):  # type: ignore[index]
+        if self.lead is None:
+            return None, self.shared
+        if not (-self.lead[0] <= chain < self.lead[0] and -self.lead[1] <= draw < self.lead[1]):
             raise IndexError(f"there is no chain {chain}, draw {draw}: the metric has (chain, draw) = {self.lead}")
-        index = (chain % self.lead[0]) * self.lead[1] + draw % self.lead[1]  # type: ignore[index]
-        return jax.tree.map(lambda a: a[index], self.held_draws), self.held_shared
+        index = (chain % self.lead[0]) * self.lead[1] + draw % self.lead[1]
+        return jax.tree.map(lambda a: a[index], self.own), self.shared
 
     def _shaped(self, tree: Any) -> Any:
         """Leading axis T to (chain, draw), where there is one."""
@@ -139,18 +123,21 @@ class Metric:
         return tree if lead is None else jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), tree)
 
     @property
-    def _held(self) -> dict:
-        return {**self.held_shared, **self.held_draws}
+    def _held(self) -> State:
+        return hold(self.arrays())
 
     @property
     def amount(self) -> float:
         """Data that `total` counts; 1 for a metric per datum."""
-        return float(self.held_shared.get("amount", 1.0))
+        return 1.0 if self.shared.amount is None else float(self.shared.amount)
+
+    def draws(self) -> Params:
+        """Parameters at every draw, leading axis T, or at the shared point."""
+        return self._held.params
 
     def first_params(self) -> Params:
         """Parameters at the first draw, or at the shared point."""
-        params = self._held["params"]
-        return jax.tree.map(lambda a: a[0], params) if self.per_draw else params
+        return jax.tree.map(lambda a: a[0], self.draws()) if self.per_draw else self.draws()
 
     # -- numbers ------------------------------------------------------------------------------------------
     @cached_property
@@ -159,15 +146,21 @@ class Metric:
 
         For the other kinds it is computed when first asked for (exactly, whatever the rank).
         """
-        if self.kind == "diagonal":
-            return self._shaped(self._held["stiffness"])
-        geometry = replace(self.geometry, kind="diagonal", blocks=())
-        draws, shared = ({k: v for k, v in held.items() if k != "modes"}
-                         for held in (self.held_draws, self.held_shared))
-        amount = shared.pop("amount", 1.0)
-        found = map_draws(diagonal_one, (geometry,), draws, (shared,)) if self.per_draw else \
-            diagonal_shared(geometry, {}, shared)
-        return self._shaped(jax.tree.map(lambda a: a * amount, found[0]))
+        if self.geometry.entrywise:
+            return self._shaped(self.geometry.kind.spectrum(self.geometry, self._held))
+        diagonal = replace(self.geometry, kind=Diagonal(), blocks=())
+        own, shared = self.lifted()
+        found = diagonal.kind.find(diagonal, own, shared, False).modes
+        found = jax.tree.map(lambda a: a * self.amount, found)
+        return self._shaped(found if self.per_draw else jax.tree.map(lambda a: a[0], found))
+
+    def lifted(self) -> tuple[State, State]:
+        """`arrays` without modes and per datum, a shared metric as that of one draw, leading axis 1."""
+        if self.own is not None:
+            return self.own._replace(modes=None), self.shared._replace(amount=None)
+        moved = State(self.shared.params, self.shared.draw)
+        return (jax.tree.map(lambda a: jnp.asarray(a)[None], moved),
+                self.shared._replace(params=None, draw=None, modes=None, amount=None))
 
     def flat_stiffness(self) -> dict[str, jax.Array]:
         """Stiffness with one leading draw axis (chain · draw), or as it is when shared."""
@@ -177,11 +170,10 @@ class Metric:
 
     def values(self) -> np.ndarray:
         """All stiffnesses as one increasing vector: of parameters (diagonal), or of modes, zero under the floor."""
-        if self.kind == "diagonal":
-            parts = list(self.stiffness.values())
-        else:
-            parts = [m["values"] for m in self._held["modes"]]
-        return np.sort(np.concatenate([np.ravel(np.asarray(v)) for v in parts]))
+        spectrum = self.geometry.kind.spectrum
+        found = jax.vmap(lambda own: spectrum(self.geometry, hold((own, self.shared))))(self.own) \
+            if self.per_draw else spectrum(self.geometry, self.shared)
+        return np.sort(np.concatenate([np.ravel(np.asarray(v)) for v in jax.tree.leaves(found)]))
 
     @property
     def below_floor(self) -> Any:
@@ -206,7 +198,7 @@ class Metric:
         for s in self.sites:
             if self.bound.site(s).improper:
                 raise ValueError(f"site {s!r} has an improper prior, which has no mean and no scale")
-        params = self._held["params"]
+        params = self.draws()
         if not (self.per_draw and self.geometry.hierarchical):
             one = jax.tree.map(lambda a: a[0], params) if self.per_draw else params
             return prior_shared(self.geometry, one, self.x)
@@ -220,18 +212,13 @@ class Metric:
             return None if tree is None else jax.tree.map(lambda a: a * num_data, tree)
 
         def scaled(held):
-            held = dict(held)
-            if "stiffness" in held:
-                held["stiffness"] = times(held["stiffness"])
-            if "modes" in held:
-                held["modes"] = [{**m, "values": m["values"] * num_data} for m in held["modes"]]
-            return held
+            if held is None or held.modes is None:
+                return held
+            return held._replace(modes=self.geometry.kind.scaled(held.modes, num_data))
 
-        shared = scaled(self.held_shared)
-        shared["amount"] = num_data * shared.get("amount", 1.0)
         return replace(self, eigenvalues=times(self.eigenvalues), noise_floor=times(self.noise_floor),
-                       sem=times(self.sem), residuals=times(self.residuals), held_draws=scaled(self.held_draws),
-                       held_shared=shared)
+                       sem=times(self.sem), residuals=times(self.residuals), own=scaled(self.own),
+                       shared=scaled(self.shared)._replace(amount=num_data * self.amount))
 
     # -- products -----------------------------------------------------------------------------------------
     def to_modes(self, delta: Params, chain: int = 0, draw: int = 0) -> Any:
@@ -258,7 +245,7 @@ class Metric:
     def matvec(self, vector: Params, chain: int = 0, draw: int = 0) -> Params:
         """Product of one draw's metric (the whitened one where it is whitened) with a dict of arrays."""
         arrays = self._at(chain, draw)
-        scale = hold(arrays).get("scale")
+        scale = hold(arrays).scale
         vector = self._full(vector)
         if scale is not None:
             vector = {s: v * scale[s] for s, v in vector.items()}
@@ -272,17 +259,17 @@ class Metric:
         Columns of modes under the noise floor are zero. Built when asked for: P × K numbers. In whitened coordinates
         P₀^{1/2}θ where the metric is whitened. Use `ravel` and `unravel` to go between vectors and dicts.
         """
-        if self.kind == "diagonal":
+        if self.geometry.entrywise:
             raise ValueError("a diagonal metric has no eigenbasis but the parameters themselves; use kind='full', "
                              "'block' or 'lowrank'")
         arrays = self._at(chain, draw)
-        scale, count = hold(arrays).get("scale"), self.geometry.spectrum(arrays).shape[0]
+        scale, count = hold(arrays).scale, self.geometry.spectrum(arrays).shape[0]
 
         def column(c):
             out = self.geometry.from_modes(arrays, c)
             return ravel(out if scale is None else {s: v / scale[s] for s, v in out.items()}, self.sites)
 
-        return jax.lax.map(column, jnp.eye(count, dtype=jnp.result_type(*self._held["params"].values()))).T
+        return jax.lax.map(column, jnp.eye(count, dtype=jnp.result_type(*self.draws().values()))).T
 
     def ravel(self, tree: Params) -> jax.Array:
         """A dict over the covered sites as one vector (P,), sites left out being zero."""
@@ -302,7 +289,7 @@ class Metric:
             if jnp.shape(v) != shapes[s]:
                 raise ValueError(f"site {s!r} has shape {jnp.shape(v)}, the metric expects {shapes[s]} "
                                  f"({self.coordinates} coordinates, one draw)")
-        dtype = jnp.result_type(*self._held["params"].values())
+        dtype = jnp.result_type(*self.draws().values())
         return {s: jnp.asarray(tree[s], dtype) if s in tree else jnp.zeros(shapes[s], dtype) for s in self.sites}
 
     # -- looking at it ------------------------------------------------------------------------------------
@@ -380,7 +367,7 @@ def spectrum_table(metric: Any, num: int | None = 300) -> xr.Dataset:
         ``num_parameters`` (group): parameters beyond the number of modes are directions of stiffness zero (of a
         low-rank metric, unknown) that the others leave out. Attributes ``kind``, ``at``, ``whitened``, ``num_draws``.
     """
-    if metric.kind == "diagonal":
+    if metric.geometry.entrywise:
         groups = metric.stiffness
     else:
         groups = metric.eigenvalues if isinstance(metric.eigenvalues, dict) else {"eigenvalues": metric.eigenvalues}
@@ -389,7 +376,7 @@ def spectrum_table(metric: Any, num: int | None = 300) -> xr.Dataset:
     found = []
     for label, values in groups.items():
         table = -np.sort(-np.asarray(values, float).reshape(draws, -1), axis=1)
-        if metric.kind != "diagonal":
+        if not metric.geometry.entrywise:
             floor = metric.noise_floor[label] if isinstance(metric.noise_floor, dict) else metric.noise_floor
             table = np.where(table > np.asarray(floor, float).reshape(draws, -1), table, 0.0)
         size = table.shape[1]

@@ -6,7 +6,8 @@ I = (1/n) Σ (∂r/∂θ)ᵀ (∂r/∂θ) (theory §1). The Monte-Carlo and the 
 of drawn and of observed labels.
 
 For a family known here η are natural coordinates and S is a formula; for any other distribution with a KL divergence
-registered in NumPyro, F_out is the Hessian of that KL at coincidence (52); else only labels can be drawn.
+registered in NumPyro, F_out is the Hessian of that KL at coincidence (52); for any other of one number, E[score scoreᵀ]
+is summed over all labels or integrated (`quadrature`); else only labels can be drawn.
 """
 
 from __future__ import annotations
@@ -14,19 +15,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.lax import stop_gradient
 from jax.scipy.special import polygamma
 
+from ..core.batching import map_draws
+from ..core.checks import num_points
 from ..core.programs import depends
 from ..model.bound import BoundModel, Params, unwrap
 from ..model.likelihoods import Likelihood, categorical_root
+from . import quadrature
 
 __all__ = ["Estimator", "choose", "responses"]
+
+
+class Data(NamedTuple):
+    """Probe inputs, all of them or a batch; the first axis of each array is the datum."""
+
+    x: Any
+    y: Any = None
+    """Observed labels, for the empirical Fisher."""
+    index: Any = None
+    """Number of each datum, with which the key of its labels is folded."""
+    weight: Any = None
+    """1, or 0 for padding."""
+    cotangent: Any = None
+    """(n, R): what a product with Bᵀ is made with."""
+
+    def numbered(self) -> Data:
+        """With numbers (kept where there are any) and weights of 1."""
+        n = num_points(self.x)
+        index = jnp.arange(n) if self.index is None else self.index
+        return self._replace(index=index, weight=jnp.ones(n, jnp.result_type(float)))
 
 
 @dataclass(frozen=True)
@@ -38,11 +64,13 @@ class Estimator:
     name : {"exact", "montecarlo", "empirical"}
     num_samples : int
         Labels drawn for each datum (Monte-Carlo only).
-    family : {"formula", "kl"}
+    family : {"formula", "kl", "quadrature"}
         Where an exact matrix comes from (general models).
     varies : tuple of str or of int
-        Parameters of the observed distribution that depend on the flowing sites: names, or leaf numbers for "kl".
-        The others bring rows of zeros and are left out.
+        Parameters of the observed distribution that depend on the flowing sites: names for "formula", else leaf
+        numbers. The others bring rows of zeros and are left out.
+    labels : int
+        Whole numbers, from the lowest, that quadrature sums over.
     copies : int
         2 for a model that loses the datum axis of a single datum (a bare ``squeeze``), which is then shown twice.
     """
@@ -52,6 +80,7 @@ class Estimator:
     family: str = "formula"
     varies: tuple = ()
     copies: int = 1
+    labels: int = 0
 
 
 # -- families with a formula ----------------------------------------------------------------------------------
@@ -207,43 +236,144 @@ def _kl_responses(d: dist.Distribution, varies: tuple[int, ...]) -> jax.Array:
     return eta @ stop_gradient(root)
 
 
+# -- any distribution of one number -----------------------------------------------------------------------------
+def _nodes(d: dist.Distribution, labels: int) -> quadrature.Rule:
+    full = (*d.batch_shape, *d.event_shape)
+    return quadrature.rule(unwrap(d), full, labels)
+
+
+def _quadrature_responses(d: dist.Distribution, varies: tuple[int, ...], labels: int) -> jax.Array:
+    """Sᵀη of the first datum of `d`, S Sᵀ = Σ over its numbers of E[score scoreᵀ]."""
+    eta, rebuild = _leaf_function(d, varies)
+    start = stop_gradient(eta)
+    nodes = jax.tree.map(stop_gradient, _nodes(rebuild(start), labels))
+    mask = jnp.broadcast_to(_observed_mask(d), nodes.values.shape[1:])
+
+    def log_density(vector):
+        return unwrap(rebuild(vector)).log_prob(nodes.values)
+
+    log_p, slopes = log_density(start), jax.jacfwd(log_density)(start)
+    weight = nodes.mass(log_p) * mask
+    # At the ends of the rule labels leave the range of floating point, and slopes with them.
+    rows = jnp.where((weight > jnp.finfo(weight.dtype).eps ** 3)[..., None], slopes * jnp.sqrt(weight)[..., None], 0.0)
+    rows = rows[:, 0].reshape(-1, eta.size)  # of the first datum
+    values, vectors = jnp.linalg.eigh(rows.T @ rows)
+    return eta @ stop_gradient(vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values)))
+
+
+def quadrature_mass(d: dist.Distribution, labels: int) -> jax.Array:
+    """Σ of the probability that the rule finds, for each number of `d`: 1 where it holds."""
+    nodes = _nodes(d, labels)
+    return jnp.sum(nodes.mass(unwrap(d).log_prob(nodes.values)), axis=0)
+
+
 # -- responses ------------------------------------------------------------------------------------------------
-def _scores(log_prob: Callable, sample: Callable, how: Estimator, y: Any, key: Any) -> jax.Array:
-    """Log-probabilities (R,) of the observed label, or of drawn ones over √(their number)."""
-    if how.name == "empirical":
-        return log_prob(y)[None]
-    labels = stop_gradient(sample(key, (how.num_samples,)))
-    return jax.vmap(log_prob)(labels) / math.sqrt(how.num_samples)
+def _scores(log_prob: Callable, sample: Callable, eta: jax.Array, count: int, key: Any) -> jax.Array:
+    """Scores ∂ log p/∂η of `count` drawn labels over √count, (count, K)."""
+    labels = sample(key, (count,))
+    return stop_gradient(jax.vmap(jax.grad(log_prob), (None, 0))(stop_gradient(eta), labels)) / math.sqrt(count)
 
 
-def output_responses(likelihood: Likelihood, how: Estimator, phi: jax.Array, batch: dict, key: Any) -> jax.Array:
+class Labels(NamedTuple):
+    """Outputs η (n, K) of some data as a function of the parameters, and scores (n, S, K) of drawn labels, frozen.
+
+    The scores carry 1/√S, so that the Monte-Carlo metric is their outer products, summed over labels, averaged over n.
+    """
+
+    outputs: jax.Array
+    scores: jax.Array
+
+
+def network_labels(likelihood: Likelihood, how: Estimator, phi: jax.Array, batch: Data, key: Any) -> Labels:
+    """Drawn labels of a network's output φ (n, outputs)."""
+    def one(phi, index):
+        def log_prob(phi, y):
+            return likelihood.distribution(phi[None]).log_prob(y[None])[0]
+
+        def sample(key, shape):
+            return likelihood.distribution(stop_gradient(phi)[None]).sample(key, shape)[:, 0]
+
+        return _scores(log_prob, sample, phi, how.num_samples, jax.random.fold_in(key, index))
+
+    return Labels(phi, jax.vmap(one)(phi, batch.index))
+
+
+def _observed_one(bound: BoundModel, how: Estimator, params: Params, datum: Data) -> dist.Distribution:
+    """Observed distribution of one datum of any model; of two that are alike where one alone would lose its axis."""
+    return bound.distribution(params, jax.tree.map(lambda leaf: jnp.stack([leaf] * how.copies), datum.x))
+
+
+def _log_prob_one(d: dist.Distribution, y: jax.Array, copies: int) -> jax.Array:
+    terms = d.log_prob(jnp.stack([y] * copies))
+    return jnp.sum(terms.reshape(d.batch_shape[0], -1)[0])
+
+
+def _labels_one(bound: BoundModel, how: Estimator, params: Params, datum: Data, key: Any) -> Labels:
+    """Drawn labels of one datum of any model, without the leading n."""
+    eta, rebuild = _leaf_function(_observed_one(bound, how, params, datum), how.varies)
+
+    def log_prob(vector, y):
+        return _log_prob_one(rebuild(vector), y, how.copies)
+
+    def sample(key, shape):
+        return rebuild(stop_gradient(eta)).sample(key, shape)[:, 0]
+
+    scores = _scores(log_prob, sample, eta, how.num_samples, jax.random.fold_in(key, datum.index))
+    return Labels(eta, scores)
+
+
+def labels(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: Any) -> Labels:
+    """Drawn labels of a batch of data (Monte Carlo); data of weight zero have scores of zero."""
+    if bound.likelihood is not None:
+        found = network_labels(bound.likelihood, how, bound.phi(params, batch.x), batch, key)
+    else:
+        found = jax.vmap(lambda datum: _labels_one(bound, how, params, datum, key))(batch)
+        root = jax.vmap(lambda datum: _weight(bound, params, datum) * jnp.ones(()))(batch)
+        found = found._replace(scores=found.scores * root[:, None, None])
+    return found._replace(scores=found.scores * batch.weight[:, None, None])
+
+
+def compressed(found: Labels) -> jax.Array:
+    """Responses (n, min(S, K)) whose rows have the same outer products as all S labels': memory is linear in S."""
+    eta, scores = found
+    if scores.shape[1] > scores.shape[2]:
+        values, vectors = jnp.linalg.eigh(jnp.einsum("nsk,nsl->nkl", scores, scores))
+        scores = jnp.swapaxes(vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values))[:, None, :], 1, 2)
+    return jnp.einsum("nrk,nk->nr", stop_gradient(scores), eta)
+
+
+def output_responses(likelihood: Likelihood, how: Estimator, phi: jax.Array, batch: Data, key: Any) -> jax.Array:
     """Responses (n, R) of a network's output φ (n, outputs)."""
     if how.name == "exact":
         return jnp.einsum("nk,nkr->nr", phi, stop_gradient(likelihood.fisher_root(phi)))
-
-    def one(phi, index, y):
-        d = likelihood.distribution(phi[None])
-        return _scores(lambda y: d.log_prob(y[None])[0], lambda k, shape: d.sample(k, shape)[:, 0], how, y,
-                       None if key is None else jax.random.fold_in(key, index))
-
-    return jax.vmap(one)(phi, batch["index"], batch.get("y", batch["index"]))
+    if how.name == "montecarlo":
+        return compressed(network_labels(likelihood, how, phi, batch, key))
+    return likelihood.distribution(phi).log_prob(batch.y).reshape(-1, 1)
 
 
-def _general_one(bound: BoundModel, how: Estimator, params: Params, datum: dict, key: Any) -> jax.Array:
+def _general_one(bound: BoundModel, how: Estimator, params: Params, datum: Data, key: Any) -> jax.Array:
     """Responses (R,) of one datum of any model."""
-    d = bound.distribution(params, jax.tree.map(lambda leaf: jnp.stack([leaf] * how.copies), datum["x"]))
-    if how.name == "exact":
-        return _kl_responses(d, how.varies) if how.family == "kl" else _formula_responses(d, how.varies)[0]
+    if how.name == "montecarlo":
+        return compressed(jax.tree.map(lambda a: a[None], _labels_one(bound, how, params, datum, key)))[0]
+    d = _observed_one(bound, how, params, datum)
+    if how.name == "empirical":
+        return _log_prob_one(d, datum.y, how.copies)[None]
+    match how.family:
+        case "formula":
+            return _formula_responses(d, how.varies)[0]
+        case "kl":
+            return _kl_responses(d, how.varies)
+        case _:
+            return _quadrature_responses(d, how.varies, how.labels)
 
-    def log_prob(y):
-        terms = d.log_prob(jnp.stack([y] * how.copies))
-        return jnp.sum(terms.reshape(d.batch_shape[0], -1)[0])
 
-    return _scores(log_prob, lambda k, shape: d.sample(k, shape)[:, 0], how, datum.get("y"),
-                   None if key is None else jax.random.fold_in(key, datum["index"]))
+def _weight(bound: BoundModel, params: Params, datum: Data) -> Any:
+    """Root of the weight of one datum (`handlers.scale`)."""
+    x = jax.tree.map(lambda leaf: leaf[None], datum.x)
+    return jnp.sqrt(bound.weights(params, x)[0]) if bound.weighted else 1.0
 
 
-def responses(bound: BoundModel, how: Estimator, params: Params, batch: dict, key: Any = None) -> jax.Array:
+def responses(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: Any = None) -> jax.Array:
     """Responses r, shape (n, R), whose Jacobian in the parameters is the rows SᵀJ of the metric's factor.
 
     Parameters
@@ -252,30 +382,96 @@ def responses(bound: BoundModel, how: Estimator, params: Params, batch: dict, ke
     how : Estimator
     params : dict
         Parameters of one draw; differentiate with respect to these.
-    batch : dict
-        ``"x"``; ``"index"`` (n,), the number of each datum, from which its key is folded; ``"weight"`` (n,), zero for
-        padding; and ``"y"`` for the empirical Fisher.
+    batch : Data
+        Numbered.
     key : jax.random.key, optional
         For drawn labels.
     """
     if bound.likelihood is not None:
-        r = output_responses(bound.likelihood, how, bound.phi(params, batch["x"]), batch, key)
+        r = output_responses(bound.likelihood, how, bound.phi(params, batch.x), batch, key)
     else:
-        def one(datum):
-            x = jax.tree.map(lambda leaf: leaf[None], datum["x"])
-            weight = jnp.sqrt(bound.weights(params, x)[0]) if bound.weighted else 1.0
-            return _general_one(bound, how, params, datum, key) * weight
+        r = jax.vmap(lambda datum: _general_one(bound, how, params, datum, key) * _weight(bound, params, datum))(batch)
+    return r * batch.weight[:, None]
 
-        r = jax.vmap(one)(batch)
-    return r * batch["weight"][:, None]
+
+# -- what is taken for granted of a model ----------------------------------------------------------------------------
+LOOKED_AT = 64
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _both(bound: BoundModel, how: Estimator, params: Params, x: Any) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of a drawn label of each datum among all data, and by itself."""
+    d = bound.distribution(params, x)
+    y = d.sample(jax.random.key(0))
+    together = d.log_prob(y)
+    together = together.reshape(together.shape[0], -1).sum(1)[:LOOKED_AT]
+    first, labels = jax.tree.map(lambda leaf: leaf[:LOOKED_AT], (x, y))
+
+    def alone(datum, label):
+        return _log_prob_one(_observed_one(bound, how, params, Data(datum)), label, how.copies)
+
+    return together, jax.vmap(alone)(first, labels)
+
+
+def check_alone(bound: BoundModel, how: Estimator, params: Params, x: Any) -> None:
+    """Refuse a model in which the likelihood of a datum depends on the other data: I = E_x[Jᵀ F J] is not its metric.
+
+    By itself a centred input is zero, so that such a metric would be zero too, without a word.
+    """
+    if num_points(x) == 1:
+        return
+    try:
+        together, alone = (np.asarray(a) for a in _both(bound, how, params, x))
+    except NotImplementedError:  # nothing can be drawn
+        return
+    apart = np.abs(together - alone) > 0.02 * (1 + np.abs(together))
+    if apart.any():
+        i = int(np.argmax(apart))
+        raise ValueError(f"the likelihood of datum {i} depends on the other data: the log-probability of a label is "
+                         f"{together[i]:.4g} among all {num_points(x)} of them and {alone[i]:.4g} by itself. Models "
+                         "that centre or normalise their inputs, or use x.shape[0], do so; do it to x before the model "
+                         "sees it")
 
 
 # -- which of them, decided once ------------------------------------------------------------------------------
-def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: Any, sites: tuple[str, ...]) -> Estimator:
+class Observed(NamedTuple):
+    """The observed distribution of one datum, as a function of the flowing sites."""
+
+    at: Callable[[Params], dist.Distribution]
+    copies: int
+    family: type
+    names: list[str]
+    """Documented parameters that it has values for."""
+
+
+def _observe(bound: BoundModel, params: Params, x: Any, sites: tuple[str, ...]) -> Observed:
+    rest = {s: v for s, v in params.items() if s not in sites}
+
+    def made(copies):
+        datum = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1]] * copies), x)
+        return lambda free: bound.distribution({**rest, **free}, datum)
+
+    for copies in (1, 2):
+        at, facts = made(copies), dict[str, Any]()
+
+        def inspect(free, at=at, facts=facts):  # only traced: nothing is computed
+            d = at(free)
+            base = unwrap(d)
+            facts.update(batch=d.batch_shape, family=type(base),
+                         names=[p for p in base.arg_constraints if has_parameter(base, p)])
+
+        jax.eval_shape(inspect, {s: params[s] for s in sites})
+        if facts["batch"][:1] == (copies,):
+            break
+    return Observed(at, copies, facts["family"], facts["names"])
+
+
+def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: Any, sites: tuple[str, ...],
+           draws: Params | None = None) -> Estimator:
     """Decide how the output Fisher of a model is had.
 
     Returns an `Estimator` named ``"montecarlo"`` where an exact one was asked for and there is no way to it; the caller
-    says so.
+    says so. `draws` are all draws, leading axis T, over which counts may reach; default `params` alone.
 
     Raises
     ------
@@ -284,56 +480,81 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
     """
     if bound.likelihood is not None:
         return Estimator(name, num_samples)
-    free, rest = {s: params[s] for s in sites}, {s: v for s, v in params.items() if s not in sites}
-    copies = 1
-
-    def observed(free):
-        datum = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1]] * copies), x)
-        return bound.distribution({**rest, **free}, datum)
-
-    facts: dict[str, Any] = {}
-
-    def inspect(free):  # only traced: nothing is computed
-        d = observed(free)
-        base = unwrap(d)
-        names = [p for p in base.arg_constraints if has_parameter(base, p)]
-        facts.update(batch=d.batch_shape, type=type(base), names=names)
-
-    jax.eval_shape(inspect, free)
-    if facts["batch"][:1] != (1,):
-        copies = 2
-        jax.eval_shape(inspect, free)
-    family, names = facts["type"], facts["names"]
-    if issubclass(family, dist.Delta):
+    seen, free = _observe(bound, params, x, sites), {s: params[s] for s in sites}
+    if issubclass(seen.family, dist.Delta):
         raise ValueError("the observed distribution is Delta: an output without noise has a singular output Fisher "
                          "matrix; give the likelihood a positive scale")
-    if any(depends(lambda f: jax.tree.leaves(unwrap(observed(f)).support), free)):
-        raise ValueError(f"the support of the observed {family.__name__} moves with the parameters, so its Fisher "
+    if any(depends(lambda f: jax.tree.leaves(unwrap(seen.at(f)).support), free)):
+        raise ValueError(f"the support of the observed {seen.family.__name__} moves with the parameters, so its Fisher "
                          "matrix does not exist; use a likelihood of fixed support")
-    if name != "exact":
-        return Estimator(name, num_samples, copies=copies)
-    flags = depends(lambda f: [jnp.asarray(getattr(unwrap(observed(f)), p)) for p in names], free)
-    varies = tuple(p for p, flag in zip(names, flags, strict=True) if flag)
-    fixed = next((f for known, f in FIXED.items() if issubclass(family, known)), ())
+    if name == "empirical":
+        return Estimator(name, num_samples, copies=seen.copies)
+    flags = depends(lambda f: [jnp.asarray(leaf) for leaf in jax.tree.leaves(seen.at(f))], free)
+    moving = tuple(i for i, flag in enumerate(flags) if flag) or (0,)
+    drawn = Estimator("montecarlo", num_samples, varies=moving, copies=seen.copies)
+    if name == "montecarlo":
+        return drawn
+    formula = _formula_way(seen, free)
+    if formula is not None:
+        return Estimator("exact", 1, "formula", formula, seen.copies)
+    if _has_kl(seen, free):
+        return Estimator("exact", 1, "kl", moving, seen.copies)
+    labels = _quadrature_way(bound, params if draws is None else draws, x, draws is None)
+    return drawn if labels is None else Estimator("exact", 1, "quadrature", moving, seen.copies, labels)
 
-    def has_formula(free):
-        facts["formula"] = _formula(unwrap(observed(free)), varies) is not None
 
-    jax.eval_shape(has_formula, free)
-    if facts["formula"] and not set(fixed) & set(varies):
-        return Estimator("exact", 1, "formula", varies, copies)
-    flags = depends(lambda f: [jnp.asarray(leaf) for leaf in jax.tree.leaves(observed(f))], free)
-    moving = tuple(i for i, flag in enumerate(flags) if flag)
+def _formula_way(seen: Observed, free: Params) -> tuple[str, ...] | None:
+    """Parameters that vary, where a formula holds for them."""
+    flags = depends(lambda f: [jnp.asarray(getattr(unwrap(seen.at(f)), p)) for p in seen.names], free)
+    varies = tuple(p for p, flag in zip(seen.names, flags, strict=True) if flag)
+    fixed = next((f for known, f in FIXED.items() if issubclass(seen.family, known)), ())
+    facts: dict[str, bool] = {}
 
+    def look(free):
+        facts["known"] = _formula(unwrap(seen.at(free)), varies) is not None
+
+    jax.eval_shape(look, free)
+    return varies if facts["known"] and not set(fixed) & set(varies) else None
+
+
+def _has_kl(seen: Observed, free: Params) -> bool:
     def divergence(free):
-        d = observed(free)
+        d = seen.at(free)
         return dist.kl_divergence(d, d)
 
     try:
         jax.eval_shape(divergence, free)
     except (NotImplementedError, AttributeError, TypeError):
-        return Estimator("montecarlo", num_samples, copies=copies)
-    return Estimator("exact", 1, "kl", moving or (0,), copies)
+        return False
+    return True
+
+
+def _reach_one(bound: BoundModel, params: Params, x: Any) -> jax.Array:
+    return jnp.max(quadrature.reach(unwrap(bound.distribution(params, x))))
+
+
+def _mass_one(bound: BoundModel, labels: int, params: Params, x: Any) -> jax.Array:
+    return jnp.max(jnp.abs(quadrature_mass(bound.distribution(params, x), labels) - 1))
+
+
+def _quadrature_way(bound: BoundModel, draws: Params, x: Any, single: bool) -> int | None:
+    """Whole numbers to sum over (0 for others) where quadrature holds at every draw, else None."""
+    draws = jax.tree.map(lambda a: jnp.asarray(a)[None], draws) if single else draws
+    base = unwrap(jax.eval_shape(lambda p: bound.distribution(p, x), jax.tree.map(lambda a: a[0], draws)))
+    if base.event_dim:
+        return None
+    try:
+        labels = 0
+        if base.support.is_discrete:
+            reach = float(jnp.max(map_draws(_reach_one, (bound,), draws, (x,))))
+            if not reach < quadrature.MOST_LABELS:  # NaN and infinity too
+                return None
+            labels = 2 ** math.ceil(math.log2(reach + 1))  # few sizes: few programs
+        missing = map_draws(_mass_one, (bound, labels), draws, (x,))
+    except (NotImplementedError, AttributeError, TypeError):  # no mean, no sampler
+        return None
+    allowed = 1e-3 if jnp.result_type(float) == jnp.float32 else 1e-5  # as well as log densities are known
+    return labels if bool((missing <= allowed).all()) else None
 
 
 def has_parameter(base: dist.Distribution, name: str) -> bool:

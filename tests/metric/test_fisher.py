@@ -204,7 +204,7 @@ def test_activations_are_held_for_one_batch():
 
     def temporary(batch_size):
         metric = fisher(model, None, inputs(64, 1), "full", at={"a": 0.5}, batch_size=batch_size)
-        program = jax.jit(spectrum._pieces, static_argnums=0).lower(metric.geometry, {}, metric.held_shared)
+        program = jax.jit(spectrum._pieces, static_argnums=0).lower(metric.geometry, None, metric.shared)
         return program.compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(4) < temporary(64) / 8
@@ -300,9 +300,11 @@ def test_scores_average_to_zero(x64, cases, name):
     """(48): within 5 standard errors of drawn labels, each entry (false alarm 6e-7)."""
     net, x, params, sites, _ = cases[name]
     metric = fisher(net, None, x, estimator="montecarlo", at=params, key=jax.random.key(5), num_samples=500)
-    batch = {"x": x, "index": jnp.arange(7), "weight": jnp.ones(7)}
-    rows = jax.jit(lambda p: metric.geometry.rows(p, batch, metric.held_shared["key"], sites))(params)
-    scores = np.sqrt(500) * np.concatenate([np.reshape(rows[s], (7, 500, -1)) for s in sites], axis=2)
+    batch = metric.shared.data.numbered()
+    key = jax.random.fold_in(metric.shared.key, 0)
+    slopes, found = jax.jit(jax.jacobian(lambda p: metric.geometry.labels(p, params, batch, key), has_aux=True))(params)
+    jacobian = np.concatenate([np.reshape(slopes[s], (*slopes[s].shape[:2], -1)) for s in sites], axis=2)
+    scores = np.sqrt(500) * np.einsum("nsk,nkp->nsp", found, jacobian)
     error = scores.std(1) / np.sqrt(500)
     z = scores.mean(1)[error > 1e-12] / error[error > 1e-12]
     assert np.abs(z).max() < 5
@@ -446,14 +448,32 @@ def test_masked_data_say_nothing(x64):
 
 def test_unknown_family_is_drawn_and_says_so(x64):
     def family(z):
-        return dist.ZeroInflatedPoisson(jnp.full(z.shape[:1], 0.3), rate=jnp.exp(z[:, 0]))
+        return dist.DirichletMultinomial(jnp.stack([jnp.exp(z[:, 0]), jnp.ones(z.shape[0])], -1), 4)
     x, w = inputs(4, 2), jnp.array([[0.3], [0.2]])
-    with pytest.warns(UserWarning, match="ZeroInflatedPoisson has neither a formula .* Monte-Carlo"):
+    with pytest.warns(UserWarning, match="DirichletMultinomial has neither a formula .* Monte-Carlo"):
         metric = fisher(linear_model(1, family), None, x, at={"w": w}, num_samples=4000)
     assert metric.estimator == "montecarlo"
-    dense = score_metric(lambda t, y: family(x @ t.reshape(2, 1)).log_prob(jnp.full(4, y)), jnp.ravel(w), *COUNTS)
+    dense = score_metric(lambda t, y: family(x @ t.reshape(2, 1)).log_prob(jnp.full((4, 2), jnp.array([y, 4 - y]))),
+                         jnp.ravel(w), np.arange(5.0), np.ones(5))
     z = (np.ravel(metric.stiffness["w"]) - np.diag(dense)) / np.ravel(metric.sem["w"])
     assert np.abs(z).max() < 5
+
+
+def test_memory_of_drawn_labels_does_not_grow_with_their_square():
+    """Temporaries of the general way: 16 times the labels, at most about 16 times the memory."""
+    def model(x, y=None):
+        w = numpyro.sample("w", dist.Normal(jnp.zeros((2, 2)), 1.0).to_event(2))
+        z = x @ w
+        numpyro.sample("y", dist.NegativeBinomial2(jnp.exp(z[:, 0]), jnp.exp(z[:, 1])), obs=y)
+
+    def temporary(count):
+        metric = fisher(model, None, inputs(4, 2), estimator="montecarlo", at={"w": jnp.zeros((2, 2))},
+                        num_samples=count, key=jax.random.key(0))
+        program = jax.jit(lambda shared: metric.geometry.diagonal(*shared)).lower(
+            (metric.draws(), metric.shared.data, jax.random.key(1)))
+        return program.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 24 * temporary(256)
 
 
 # -- any model --------------------------------------------------------------------------------------------------

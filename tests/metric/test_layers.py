@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 
@@ -115,3 +116,34 @@ def test_network_and_general_model_agree(x64, name, likelihood):
     own = np.linalg.eigvalsh(right[start:start + params["w"].size, start:start + params["w"].size])[::-1]
     count = min(len(own), len(block))
     np.testing.assert_allclose(block[:count], own[:count], rtol=1e-10, atol=1e-12 * own[0])
+
+
+def centred(x, y=None):
+    b = numpyro.sample("b", dist.Normal(0, 1).expand([4]).to_event(1))
+    numpyro.sample("y", dist.Normal((x - x.mean(0)) @ b, 1.0), obs=y)
+
+
+def counted(x, y=None):
+    b = numpyro.sample("b", dist.Normal(0, 1).expand([4]).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ b, 1.0 / x.shape[0]), obs=y)
+
+
+@dataclass(frozen=True)
+class BatchNorm(Patches):
+    hidden: bool = False
+
+    def features(self, params, x, dense=dense):
+        h = dense(params, x, "w", "b")
+        return jnp.tanh((h - h.mean(0)) / (h.std(0) + 1e-3))
+
+
+@pytest.mark.parametrize("model", [centred, counted, BatchNorm()], ids=["centred", "counted", "batch norm"])
+def test_models_whose_data_depend_on_each_other_are_refused(model):
+    """Never zeros: the metric of one datum by itself would be none at all."""
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    at = {"w": np.full((4, 3), 0.3), "b": np.full(3 if isinstance(model, BatchNorm) else 4, 0.5), "v": np.ones((3, 1))}
+    at = at if isinstance(model, BatchNorm) else {"b": at["b"]}
+    with pytest.raises(ValueError, match="depends on the other data"):
+        brg.fisher(model, None, x, at=at)
+    with pytest.raises(ValueError, match="depends on the other data"):
+        brg.laplace(model, x, np.zeros(8), key=jax.random.key(1), params=at, num_samples=4, progress_bar=False)
