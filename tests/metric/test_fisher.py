@@ -65,7 +65,7 @@ def cases():
         for name, net in CASES.items():
             x = inputs()
             params, sites = draw(net, x), bind(net, x).names
-            dense = looped_metric(net.apply, params, x, sites, net.likelihood.name, net.likelihood.scale)
+            dense = looped_metric(net.apply, params, x, sites, net.likelihood.name, net.likelihood.noise or 1.0)
             out[name] = net, x, params, sites, dense
     return out
 
@@ -319,7 +319,7 @@ def test_quadratic_is_twice_the_kl_to_third_order(x64, cases, name):
 
     def gap(size):
         moved = unflat(flat(params, sites) + size * step, params, sites)
-        kl = output_kl(net.likelihood.name, net.apply(params, x), net.apply(moved, x), net.likelihood.scale)
+        kl = output_kl(net.likelihood.name, net.apply(params, x), net.apply(moved, x), net.likelihood.noise or 1.0)
         return abs(2 * float(jnp.mean(kl)) - float(metric.quadratic(unflat(size * step, params, sites))))
 
     if name == "linear":  # the KL is quadratic: nothing is left but rounding
