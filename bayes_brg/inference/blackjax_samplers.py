@@ -46,7 +46,9 @@ class MicroState(NamedTuple):
     """One chain of MCLMC: BlackJAX's state, and what was tuned."""
 
     key: jax.Array
+    """Of the next transition."""
     inner: Any
+    """BlackJAX's position, momentum, log density and its gradient."""
     tuned: Any
     """BlackJAX's L, step_size, inverse_mass_matrix."""
 
@@ -194,8 +196,11 @@ class StochasticState(NamedTuple):
     """One chain of SGLD or SGHMC."""
 
     key: jax.Array
+    """Of the next step."""
     u: jax.Array
+    """(P,): unconstrained coordinates."""
     step_size: jax.Array
+    """ε."""
 
 
 @dataclass(frozen=True)
@@ -337,11 +342,14 @@ def _stochastic(method, model, x, y, key, counts, batch_size, step_size, init, r
 
 # -- tempered sequential Monte Carlo --------------------------------------------------------------------------
 class Population(NamedTuple):
-    """All particles at one temperature, and the log evidence so far."""
+    """All particles at one temperature; of several populations, with a leading axis (population,)."""
 
-    smc: Any  # BlackJAX's TemperedSMCState
+    smc: Any
+    """BlackJAX's TemperedSMCState: particles (particle, P), weights, and the power of the likelihood."""
     step_size: jax.Array
+    """Of the leapfrog, in units of the particles' standard deviations."""
     log_evidence: jax.Array
+    """So far, nats."""
 
 
 def _potential(target: Target, x, y):

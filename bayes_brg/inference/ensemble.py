@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -291,23 +291,36 @@ def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence
 
 
 # -- step by step ---------------------------------------------------------------------------------------------
-def _objective(bound: BoundModel, x: Any, y: jax.Array, member: dict, strength: float):
-    """Per-point objective: ``fn(params) -> (n,)`` for a slice of points, plus the tie to the anchor."""
+class Member(NamedTuple):
+    """What one member trains from; of all members, with a leading axis (member,)."""
+
+    params: Params
+    """Where it starts: every site, native coordinates."""
+    epsilon: jax.Array | None = None
+    """Noise added to its targets, of the form of y; None where there is none."""
+    anchor: Params = {}
+    """The prior draw that its trained sites are tied to; empty where they are free."""
+    scale: Params = {}
+    """Prior standard deviations of the anchor's sites."""
+
+
+def _objective(bound: BoundModel, member: Member, strength: float):
+    """``fn(params, x, y) -> (n,)``: the loss of each point of a slice, plus the tie to the anchor."""
     def fn(params, x, y):
         loss = bound.loss(params, x, y)
-        if member["anchor"]:
-            tie = sum(jnp.sum(((params[s] - a) / member["scale"][s]) ** 2) for s, a in member["anchor"].items())
+        if member.anchor:
+            tie = sum(jnp.sum(((params[s] - a) / member.scale[s]) ** 2) for s, a in member.anchor.items())
             loss = loss + strength * tie
         return loss
     return fn
 
 
-def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
+def _train_one(bound, trained, optimizer, rate, stops, strength, member: Member, x, y):
     """All epochs of one member; returns its trained sites at each stop."""
-    params, geometry = member["params"], Geometry(bound, trained, Estimator(), coordinates="unconstrained")
-    targets = y + member["epsilon"] if member["epsilon"] is not None else y
+    params, geometry = member.params, Geometry(bound, trained, Estimator(), coordinates="unconstrained")
+    targets = y + member.epsilon if member.epsilon is not None else y
     fixed = {s: v for s, v in params.items() if s not in trained}
-    fn = _objective(bound, x, y, member, strength)
+    fn = _objective(bound, member, strength)
 
     def point_loss(free, i):
         x_i = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, 1), x)
@@ -342,19 +355,18 @@ def _train_one(bound, trained, optimizer, rate, stops, strength, member, x, y):
 def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs, show):
     count = next(iter(draws.values())).shape[0]
     stops = tuple(sorted({*stops, epochs}))
-    member: dict[str, Any] = {"params": draws, "epsilon": None, "anchor": {}, "scale": {}}
-    strength = 0.0
+    members, strength = Member(draws), 0.0
     if objective == "randomized_map":
         noise = bound.likelihood.noise if bound.likelihood is not None else None
         anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
-        member["anchor"] = {s: anchors[s] for s in trained}
-        member["scale"] = prior_scales(bound, x, trained, count)
+        members = members._replace(anchor={s: anchors[s] for s in trained},
+                                   scale=prior_scales(bound, x, trained, count))
         if noise is not None:
             keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
-            member["epsilon"] = noise * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys)
+            members = members._replace(epsilon=noise * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys))
         # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
         strength = (0.5 if noise is None else noise**2) / num_points(x)
-    kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), member, (x, y),
+    kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), members, (x, y),
                      chunk=default_chunk(work(bound, x)), desc="train", show=show)
     return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
 

@@ -47,18 +47,28 @@ def rotation(logdensity_fn, kinetic_energy_fn):
 
 
 class RotationState(NamedTuple):
-    """All chains; u, value, grad have a leading axis (chain,)."""
+    """All chains, and what they tune together; P unconstrained coordinates."""
 
     keys: jax.Array
+    """(chain,): of the momenta and the accept steps."""
     key: jax.Array
+    """Of the angle, the same for all chains."""
     count: jax.Array
+    """Transitions made."""
     u: jax.Array
+    """(chain, P): positions."""
     value: jax.Array
+    """(chain,): log density, nats."""
     grad: jax.Array
+    """(chain, P): its gradient."""
     centre: jax.Array
+    """(P,): mean of the Gaussian reference."""
     width: jax.Array
+    """(P,): its standard deviations."""
     dual: Any
+    """BlackJAX's dual averaging of the step."""
     step_size: jax.Array
+    """Radians."""
     moments: tuple[jax.Array, jax.Array, jax.Array]
     """Number, mean and sum of squares of the draws of the current window, over the chains."""
 
