@@ -141,42 +141,53 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         random, of an ensemble those that did not diverge. A dict of native values: one point for all chains, or one
         each with a leading axis (count,).
     """
-    bound, names = target.bound, target.names
     key = name_key(key, "init")
     if isinstance(init, Posterior):
-        bound.check_params(init.samples, "init")
-        if init.num_chains == count and not init.stats.get("independent", False):
-            start = {s: init.samples[s][:, -1] for s in names}
-        else:
-            sound = np.flatnonzero(~diverged(init))
-            if not sound.size:
-                raise ValueError(f"init: all {init.size} members are marked in stats['diverged']; train them at a "
-                                 "lower rate, or start elsewhere")
-            pick = jax.random.choice(key, jnp.asarray(sound), (count,), replace=sound.size < count)
-            start = {s: init.flat()[s][pick] for s in names}
-        return _checked(target, unconstrain_all(target, start, x, y), x, y, "init")
+        return _checked(target, _from_posterior(target, key, count, init), x, y)
     if isinstance(init, Mapping):
-        start = {}
-        for s in names:
-            shape = bound.site(s).shape
-            if s not in init:
-                raise ValueError(f"init lacks the site {s!r}; it has {', '.join(init)}")
-            value = check_array(init[s], f"init[{s!r}]", axes=())
-            if value.shape not in (shape, (count, *shape)):
-                raise ValueError(f"init[{s!r}] has shape {value.shape}; expected {shape}, or {(count, *shape)} for "
-                                 f"one point a chain")
-            start[s] = jnp.broadcast_to(value, (count, *shape))
-        return _checked(target, unconstrain_all(target, start, x, y), x, y, "init")
-    how = check_choice(init, "init", INITS) if isinstance(init, str) else None
-    if how is None:
+        return _checked(target, _from_values(target, count, init), x, y)
+    if not isinstance(init, str):
         raise TypeError(f"init must be one of {', '.join(INITS)}, a Posterior or a dict of values, got {init!r}")
+    return _from_name(target, key, x, y, count, check_choice(init, "init", INITS))
+
+
+def _from_posterior(target: Target, key: jax.Array, count: int, init: Posterior) -> Params:
+    """Native values at the last draws of as many chains, else at draws picked at random."""
+    target.bound.check_params(init.samples, "init")
+    if init.num_chains == count and not init.stats.get("independent", False):
+        return {s: init.samples[s][:, -1] for s in target.names}
+    sound = np.flatnonzero(~diverged(init))
+    if not sound.size:
+        raise ValueError(f"init: all {init.size} members are marked in stats['diverged']; train them at a lower rate, "
+                         "or start elsewhere")
+    pick = jax.random.choice(key, jnp.asarray(sound), (count,), replace=sound.size < count)
+    return {s: init.flat()[s][pick] for s in target.names}
+
+
+def _from_values(target: Target, count: int, init: Mapping) -> Params:
+    """Native values as given, one point for all chains or one each."""
+    start = {}
+    for s in target.names:
+        shape = target.bound.site(s).shape
+        if s not in init:
+            raise ValueError(f"init lacks the site {s!r}; it has {', '.join(init)}")
+        value = check_array(init[s], f"init[{s!r}]", axes=())
+        if value.shape not in (shape, (count, *shape)):
+            raise ValueError(f"init[{s!r}] has shape {value.shape}; expected {shape}, or {(count, *shape)} for one "
+                             "point a chain")
+        start[s] = jnp.broadcast_to(value, (count, *shape))
+    return start
+
+
+def _from_name(target: Target, key: jax.Array, x: Any, y: Any, count: int, how: str) -> Params:
+    """Unconstrained points drawn until their density and its gradient are finite."""
+    bound = target.bound
     if how == "auto":
         how = "prior" if bound.familiar else "uniform"
-    if how == "prior":
-        improper = [s.name for s in bound.sites if s.improper]
-        if improper:
-            raise ValueError(f"site {improper[0]!r} has an improper prior, from which nothing can be drawn; "
-                             "pass init='uniform'")
+    improper = [s.name for s in bound.sites if s.improper]
+    if how == "prior" and improper:
+        raise ValueError(f"site {improper[0]!r} has an improper prior, from which nothing can be drawn; pass "
+                         "init='uniform'")
     start, valid = _draw_starts(target, how, count, jax.random.fold_in(key, 0), x, y)
     for attempt in range(1, 20):  # a start of vanishing density is drawn again
         if bool(valid.all()):
@@ -185,7 +196,7 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         start, valid = jax.tree.map(partial(_where, valid), start, new), valid | good
     raise ValueError("no starting point with a finite log density and gradient was found in 20 draws from "
                      f"init={how!r}; pass init= a dict of values inside the support, and check the model"
-                     + (f". Noise of {target.bound.readout.noise:g} may be too small for the precision of the "  # type: ignore[union-attr]
+                     + (f". Noise of {bound.readout.noise:g} may be too small for the precision of the "  # type: ignore[union-attr]
                         "collapsed likelihood: raise it, or pass readout='sampled'" if target.collapsed else ""))
 
 
@@ -226,10 +237,12 @@ def _all_valid(target: Target, u: Params, x: Any, y: Any) -> jax.Array:
     return jax.lax.map(lambda one: _valid(target, one, x, y), u)
 
 
-def _checked(target: Target, u: Params, x: Any, y: Any, source: str) -> Params:
+def _checked(target: Target, start: Params, x: Any, y: Any) -> Params:
+    """Unconstrained coordinates of given starts, at each of which the density must be finite."""
+    u = unconstrain_all(target, start, x, y)
     bad = np.flatnonzero(~np.asarray(_all_valid(target, u, x, y)))
     if bad.size:
-        raise ValueError(f"{source}: the log density or its gradient is not finite at the starting point of chain "
+        raise ValueError("init: the log density or its gradient is not finite at the starting point of chain "
                          f"{bad[0]}; pass values inside the support")
     return u
 
