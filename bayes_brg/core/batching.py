@@ -94,7 +94,7 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
     if pad:
         draws = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], pad, axis=0)]), draws)
     padded = total + pad
-    blocks = 1 if desc is None or not show else largest_divisor(padded // devices, 20)
+    blocks = 1 if desc is None or not show or _QUIET.get() else largest_divisor(padded // devices, 20)
     size = padded // blocks
     chunk = largest_divisor(size // devices, chunk)
     results = []

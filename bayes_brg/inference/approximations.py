@@ -14,7 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_value
 
-from ..core.batching import as_chains, largest_divisor, map_draws, progress
+from ..core.batching import as_chains, largest_divisor, map_draws, progress, quiet
 from ..core.checks import check_choice, check_count, check_positive, num_points
 from ..core.keys import name_key
 from ..metric.fisher import fisher
@@ -68,7 +68,8 @@ def map_estimate(model, x, y, *, key, num_starts: int = 4, num_steps: int = 2000
         If the density is not finite at the end of every start.
     """
     target, x, y, key = prepare(model, x, y, key, "map_estimate")
-    u = _maximise(target, key, x, y, "native", num_starts, num_steps, learning_rate, init, progress_bar)
+    with quiet(not progress_bar):
+        u = _maximise(target, key, x, y, "native", num_starts, num_steps, learning_rate, init)
     return {s: v for s, v in target.constrain(u, x, y).items() if s in target.bound.names}
 
 
@@ -121,14 +122,13 @@ def _climb_one(target: Target, density: str, adam_steps: int, steps: int, rate: 
 
 
 def _maximise(target: Target, key, x, y, density: str, num_starts: int, num_steps: int, learning_rate: float,
-              init: Any, show: bool) -> Params:
+              init: Any) -> Params:
     """Unconstrained coordinates of the highest of several maxima."""
     starts, steps = check_count(num_starts, "num_starts"), check_count(num_steps, "num_steps")
     rate = check_positive(learning_rate, "learning_rate")
     start = initial(target, key, x, y, starts, init)
     first = steps // 5
-    found, height = map_draws(_climb_one, (target, density, first, steps - first, rate), start, (x, y), desc="ascent",
-                              show=show)
+    found, height = map_draws(_climb_one, (target, density, first, steps - first, rate), start, (x, y), desc="ascent")
     height = np.asarray(height)
     if not np.isfinite(height).any():
         raise RuntimeError(f"the log density is not finite at the end of any of {starts} starts; start nearer to the "
@@ -191,14 +191,15 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     if structure == "last_layer" and bound.readout is None:
         raise ValueError("structure='last_layer' needs a brg.mlp or brg.cosnet, whose readout is known; pass 'full' or "
                          "'diagonal'")
-    if params is None:
-        mode = _maximise(target, key, x, y, "unconstrained", num_starts, num_steps, learning_rate, init, progress_bar)
-    else:
-        mode = target.unconstrain(bound.check_params(params, "params", lead=0), x, y)
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "draws")))(jnp.arange(count))
     sites = bound.readout.sites if structure == "last_layer" and bound.readout is not None else bound.names
     around = _around_network if target.whitened else _around
-    samples, evidence = around(target, structure, sites, mode, keys, x, y, progress_bar)
+    with quiet(not progress_bar):
+        if params is None:
+            mode = _maximise(target, key, x, y, "unconstrained", num_starts, num_steps, learning_rate, init)
+        else:
+            mode = target.unconstrain(bound.check_params(params, "params", lead=0), x, y)
+        samples, evidence = around(target, structure, sites, mode, keys, x, y)
     stats = {"independent": True, "log_evidence": float(evidence),
              "log_joint": as_chains(log_joint(bound, samples, x, y))}
     return Posterior(as_chains(samples), stats, f"laplace ({structure})", sites)
@@ -214,12 +215,12 @@ def _draw_one(geometry: Geometry, n: int, key: jax.Array, mode: Params, scale: P
     return {s: mode[s] + white[s] + back[s] if s in white else mode[s] for s in mode}
 
 
-def _around_network(target, structure, sites, mode, keys, x, y, show):
+def _around_network(target, structure, sites, mode, keys, x, y):
     """Draws and evidence of a network with Gaussian priors, in the modes of its whitened metric."""
     bound, n = target.bound, num_points(x)
     params = target.constrain(mode, x, y)
     metric = fisher(bound.fn, None, x, at=params, kind="diagonal" if structure == "diagonal" else "full", whiten=True,
-                    sites=sites, progress_bar=show)
+                    sites=sites)
     arrays = metric.arrays()
     scale = {s: jnp.broadcast_to(jnp.asarray(v, params[s].dtype), params[s].shape)
              for s, v in metric.prior_scale.items()}
@@ -230,7 +231,7 @@ def _around_network(target, structure, sites, mode, keys, x, y, show):
     return samples, fit + log_prior - 0.5 * np.log1p(n * values).sum()
 
 
-def _around(target, structure, sites, mode, keys, x, y, show):
+def _around(target, structure, sites, mode, keys, x, y):
     """Draws and evidence of any model, by its precision matrix in unconstrained coordinates."""
     bound, n = target.bound, num_points(x)
     flat = ravel_pytree(mode)[0]
@@ -239,7 +240,7 @@ def _around(target, structure, sites, mode, keys, x, y, show):
                          "for models that are no Network with Gaussian priors: use brg.svi")
     params = target.constrain(mode, x, y)
     metric = fisher(bound.fn, None, x, at={s: params[s] for s in bound.names}, kind="full", sites=bound.names,
-                    coordinates="unconstrained", progress_bar=show)
+                    coordinates="unconstrained")
     order = {s: mode[s] for s in bound.names}
     basis, values = (np.asarray(a, np.float64) for a in _eigenbasis(metric.geometry, metric.arrays()))
     information = (basis.T * values) @ basis
@@ -388,9 +389,10 @@ def svi(model, x, y, *, key, num_samples: int = 1000, guide: str = "mean_field",
     start = jax.tree.map(lambda a: a[0], initial(target, key, x, y, 1, init))
     run_key, losses = name_key(key, "steps"), []
     state, size = fit.begin(run_key, start, x, y), largest_divisor(steps, steps // 20 or 1)
-    for _ in progress(range(steps // size), desc="svi", show=progress_bar, unit="block"):
-        state, loss = fit.advance(size, run_key, start, state, x, y)
-        losses.append(np.asarray(loss))
+    with quiet(not progress_bar):
+        for _ in progress(range(steps // size), desc="svi", unit="block"):
+            state, loss = fit.advance(size, run_key, start, state, x, y)
+            losses.append(np.asarray(loss))
     elbo = -np.concatenate(losses)
     if not np.isfinite(elbo[-1]):
         raise RuntimeError(f"the evidence bound is {elbo[-1]} after {steps} steps; lower learning_rate={learning_rate}")

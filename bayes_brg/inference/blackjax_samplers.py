@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ..core.batching import progress
+from ..core.batching import progress, quiet
 from ..core.checks import check_count, check_positive, num_points
 from ..core.keys import name_key
 from ..core.lazy import blackjax, load_blackjax
 from ..posterior import Posterior, check_proper
-from .chains import BLOCK, run_chains
-from .target import Target, check_chains, initial, prepare
+from .chains import BLOCK, RunOptions, run_chains
+from .target import Target, initial, prepare
 
 __all__ = ["mclmc", "pathfinder", "sghmc", "sgld", "tempered_smc"]
 
@@ -174,9 +174,9 @@ def mclmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_
     target, x, y, key = prepare(model, x, y, key, "mclmc", readout)
     if thinning is None:
         thinning = 1 if adjusted else 10
-    chains, tune, samples, thinning = check_chains(num_chains, check_count(num_warmup, "num_warmup", 100), num_samples,
-                                                   thinning)
-    start = initial(target, key, x, y, chains, init)
+    tune = check_count(num_warmup, "num_warmup", 100)
+    run = RunOptions(num_chains, tune, num_samples, thinning, chain_method, checkpoint, block_size)
+    start = initial(target, key, x, y, run.num_chains, init)
     if sum(u[0].size for u in start.values()) < 2:
         raise ValueError("mclmc needs at least two parameters, the model has one; use nuts")
     if adjusted:
@@ -187,8 +187,8 @@ def mclmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_
         kernel: Any = AdjustedKernel(target, tune, float(target_accept_prob), float(num_steps))
     else:
         kernel = MicrocanonicalKernel(target, tune, check_positive(energy_variance, "energy_variance"))
-    return run_chains(kernel, key, start, x, y, method="mclmc", num_samples=samples, thinning=thinning,
-                      chain_method=chain_method, checkpoint=checkpoint, block_size=block_size, show=progress_bar)
+    with quiet(not progress_bar):
+        return run_chains(kernel, key, start, x, y, run, method="mclmc")
 
 
 # -- stochastic gradients -------------------------------------------------------------------------------------
@@ -284,9 +284,9 @@ def sgld(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_s
     ----------
     .. [1] Welling and Teh, Bayesian learning via stochastic gradient Langevin dynamics, ICML 2011.
     """
-    running = dict(chain_method=chain_method, checkpoint=checkpoint, block_size=block_size, show=progress_bar)
-    return _stochastic("sgld", model, x, y, key, (num_chains, num_warmup, num_samples, thinning), batch_size,
-                       step_size, init, running)
+    run = RunOptions(num_chains, num_warmup, num_samples, thinning, chain_method, checkpoint, block_size)
+    with quiet(not progress_bar):
+        return _stochastic("sgld", model, x, y, key, run, batch_size, step_size, init)
 
 
 def sghmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 500, num_samples: int = 1000, thinning: int = 2,
@@ -320,24 +320,21 @@ def sghmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 500, num_s
     ----------
     .. [1] Chen, Fox and Guestrin, Stochastic gradient Hamiltonian Monte Carlo, ICML 2014, arXiv:1402.4102.
     """
-    running = dict(chain_method=chain_method, checkpoint=checkpoint, block_size=block_size, show=progress_bar)
-    return _stochastic("sghmc", model, x, y, key, (num_chains, num_warmup, num_samples, thinning), batch_size,
-                       step_size, init, running, leaps=check_count(num_steps, "num_steps"),
-                       friction=check_positive(friction, "friction"))
+    run = RunOptions(num_chains, num_warmup, num_samples, thinning, chain_method, checkpoint, block_size)
+    with quiet(not progress_bar):
+        return _stochastic("sghmc", model, x, y, key, run, batch_size, step_size, init,
+                           leaps=check_count(num_steps, "num_steps"), friction=check_positive(friction, "friction"))
 
 
-def _stochastic(method, model, x, y, key, counts, batch_size, step_size, init, running, **settings):
+def _stochastic(method: str, model, x, y, key, run: RunOptions, batch_size, step_size, init, **settings) -> Posterior:
     load_blackjax()
     target, x, y, key = prepare(model, x, y, key, method)
     target.bound.check_global(f"brg.{method}, which takes minibatches,")
-    chains, warmup, samples, thinning = check_chains(*counts)
     n = num_points(x)
     batch = min(n, 64) if batch_size is None else min(check_count(batch_size, "batch_size"), n)
     step_size = None if step_size is None else check_positive(step_size, "step_size")
-    kernel = StochasticKernel(target, warmup, batch, step_size, **settings)
-    start = initial(target, key, x, y, chains, init)
-    return run_chains(kernel, key, start, x, y, method=method, num_samples=samples, thinning=thinning,
-                      **running)
+    kernel = StochasticKernel(target, run.num_warmup, batch, step_size, **settings)
+    return run_chains(kernel, key, initial(target, key, x, y, run.num_chains, init), x, y, run, method=method)
 
 
 # -- tempered sequential Monte Carlo --------------------------------------------------------------------------
@@ -466,7 +463,7 @@ def tempered_smc(model, x, y, *, key, num_chains: int = 4, num_samples: int = 25
     zero = jnp.zeros(chains, weights.dtype)
     populations = Population(blackjax.smc.tempered.TemperedSMCState(particles, weights, zero), zero + 0.3, zero)
     temperatures, accepted, kept = [0.0], [], {}
-    with progress(desc="tempered_smc", total=None, show=progress_bar, unit="temperature") as bar:
+    with quiet(not progress_bar), progress(desc="tempered_smc", total=None, unit="temperature") as bar:
         # Each round moves at the current power, so one more follows the power's arrival at 1.
         for index in range(check_count(max_temperatures, "max_temperatures")):
             here = temperatures[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,10 +25,58 @@ CHAIN_METHODS = ("vectorized", "sequential", "parallel")
 BLOCK = 50  # draws a call of compiled code; fixed, so that a longer run repeats a shorter one and then goes on
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How chains are run, whatever the sampler; checked when it is made.
+
+    Attributes
+    ----------
+    num_chains, num_warmup, num_samples, thinning : int
+        Chains, steps thrown away, draws kept a chain, transitions for each.
+    chain_method : {"vectorized", "sequential", "parallel"}
+        How `num_chains` chains share the device or devices.
+    checkpoint : path, optional
+        Directory for the draws and the state after each block; a run that finds its own there goes on.
+    block_size : int
+        Draws a block.
+    """
+
+    num_chains: int = 4
+    num_warmup: int = 1000
+    num_samples: int = 1000
+    thinning: int = 1
+    chain_method: str = "vectorized"
+    checkpoint: str | os.PathLike | None = None
+    block_size: int = BLOCK
+
+    def __post_init__(self):
+        for name in ("num_chains", "num_warmup", "num_samples", "thinning", "block_size"):
+            count = check_count(getattr(self, name), name, 0 if name == "num_warmup" else 1)
+            object.__setattr__(self, name, count)
+        check_choice(self.chain_method, "chain_method", CHAIN_METHODS)
+
+
 class Kernel(Protocol):
-    """One sampler: pure functions of one chain. Frozen and hashable, so that it keys the compiled loop.
+    """One sampler: pure functions of one chain. A frozen, hashable dataclass, so that it keys the compiled loop.
 
     Where `pooled`, of all chains at once (leading axis (chain,) in, and in state and report out), which tune together.
+    A sampler from outside the package is such a class and four calls (``tests/inference/test_outside_sampler.py``)::
+
+        @dataclass(frozen=True)
+        class Metropolis:                     # every field is part of what a checkpoint remembers
+            target: Target
+            warmup: int
+            step_size: float
+            pooled: ClassVar[bool] = False
+
+            def begin(self, key, start, x, y): ...    # start: site -> unconstrained values of one chain
+            def step(self, state, x, y): ...          # self.target.log_density(u, x, y) is the density, in nats
+            def position(self, state, x, y): ...
+
+        target, x, y, key = prepare(model, x, y, key, "metropolis")
+        run = RunOptions(num_chains=4, num_warmup=500, num_samples=1000)
+        start = initial(target, key, x, y, run.num_chains)
+        posterior = run_chains(Metropolis(target, run.num_warmup, 0.5), key, start, x, y, run, method="metropolis")
     """
 
     @property
@@ -42,10 +90,10 @@ class Kernel(Protocol):
         """Steps to take, and throw away, after `begin`."""
 
     def begin(self, key: jax.Array, start: Any, x: Any, y: Any) -> Any:
-        """State at a starting point, tuned as far as it is not in the warm-up steps."""
+        """State at a starting point, tuned as far as it is not in the warm-up steps; a NamedTuple, its key in it."""
 
     def step(self, state: Any, x: Any, y: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """One transition, and its report."""
+        """One transition, and its report: numbers that go into ``posterior.stats`` under these names."""
 
     def position(self, state: Any, x: Any, y: Any) -> Params:
         """Named unconstrained coordinates."""
@@ -134,7 +182,7 @@ def _densities(target: Target, start: Params, x: Any, y: Any) -> jax.Array:
     return jax.lax.map(lambda u: target.log_density(u, x, y), start)
 
 
-def _identity(kernel: Kernel, key, start, x, y, method: str, thinning: int, chain_method: str, size: int) -> dict:
+def _identity(kernel: Kernel, key, start, x, y, method: str, run: RunOptions) -> dict:
     """What must agree for a run to go on: all that its draws depend on, save how many of them there are."""
     target = kernel.target
     settings = {f.name: getattr(kernel, f.name) for f in fields(kernel) if f.name != "target"}  # type: ignore[arg-type]
@@ -143,35 +191,29 @@ def _identity(kernel: Kernel, key, start, x, y, method: str, thinning: int, chai
     density = [f"{v:.4e}" for v in np.asarray(_densities(target, u, x, y), float)]
     sites = {s.name: list(s.shape) for s in target.bound.sites}
     return {"method": method, "sites": sites, "collapsed": target.collapsed, "settings": settings,
-            "thinning": thinning, "chain_method": chain_method, "block_size": size, "key": digest(key),
-            "x": digest(x), "y": digest(y), "start": digest(start), "density_at_start": density}
+            "thinning": run.thinning, "chain_method": run.chain_method, "block_size": run.block_size,
+            "key": digest(key), "x": digest(x), "y": digest(y), "start": digest(start), "density_at_start": density}
 
 
-def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, *, method: str, num_samples: int,
-               thinning: int = 1, chain_method: str = "vectorized", show: bool = True,
-               checkpoint: str | os.PathLike | None = None, block_size: int | None = None) -> Posterior:
-    """Run a kernel from `start`, leading axis (chain,), and gather a `Posterior`.
-
-    With a `checkpoint` directory, each block of draws is written as it comes, and the state after it; the same call
-    finds them and goes on.
-    """
-    check_choice(chain_method, "chain_method", CHAIN_METHODS)
-    size = BLOCK if block_size is None else check_count(block_size, "block_size")
+def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: RunOptions, *,
+               method: str) -> Posterior:
+    """Run a kernel from `start`, leading axis (chain,), and gather a `Posterior` named after `method`."""
+    size, num_samples, how = run.block_size, run.num_samples, run.chain_method
     chains = jax.tree.leaves(start)[0].shape[0]
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(chains))
     run_keys, finish_keys = (jax.vmap(lambda k, name=name: name_key(k, name))(keys) for name in ("run", "finish"))
     disk = found = None
-    if checkpoint is not None:
-        disk = Checkpoint(checkpoint, _identity(kernel, key, start, x, y, method, thinning, chain_method, size))
-        template = jax.eval_shape(partial(_begin, kernel, chain_method), run_keys, start, x, y)
+    if run.checkpoint is not None:
+        disk = Checkpoint(run.checkpoint, _identity(kernel, key, start, x, y, method, run))
+        template = jax.eval_shape(partial(_begin, kernel, how), run_keys, start, x, y)
         found = disk.load(run_keys, template)
     began = time.perf_counter()
-    warm, done, blocks, state = found or (0, 0, [], _begin(kernel, chain_method, run_keys, start, x, y))
+    warm, done, blocks, state = found or (0, 0, [], _begin(kernel, how, run_keys, start, x, y))
     kept: list = []
-    with progress(desc=method, total=kernel.warmup + num_samples, show=show, unit="draw") as bar:
+    with progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar:
         bar.update(warm + min(done, num_samples))
         for steps in _pieces(kernel.warmup - warm, size):
-            state, _ = _block(kernel, size, chain_method, state, finish_keys, 0, steps, 1, False, x, y)
+            state, _ = _block(kernel, size, how, state, finish_keys, 0, steps, 1, False, x, y)
             jax.block_until_ready(state)
             warm += steps
             if disk:
@@ -179,7 +221,7 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, *, me
             bar.update(steps)
         warmed, spent = time.perf_counter(), time.process_time()
         for steps in _pieces(num_samples - done, size):
-            state, out = _block(kernel, size, chain_method, state, finish_keys, done, steps, thinning, True, x, y)
+            state, out = _block(kernel, size, how, state, finish_keys, done, steps, run.thinning, True, x, y)
             samples, stats = jax.tree.map(lambda a, n=steps: a[:, :n], jax.block_until_ready(out))
             blocks = [*blocks, (done, steps)]
             if disk:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.checks import check_count, check_data
-from ..model.bound import bind
+from ..core.batching import quiet
+from ..core.keys import name_key
 from ..posterior import Posterior
-from .ensemble import readout_posterior
-from .numpyro_hmc import nuts
-from .split_hmc import split_hmc
+from .chains import RunOptions
+from .ensemble import run_readout_posterior
+from .numpyro_hmc import run_hamiltonian
+from .split_hmc import run_split_hmc
+from .target import aim, checked
 
 __all__ = ["sample"]
 
@@ -39,19 +41,19 @@ def sample(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num
     ValueError
         As in `nuts`.
     """
-    x, y = check_data(x, y)
-    bound = bind(model, x)
-    options = dict(key=key, num_samples=num_samples, progress_bar=progress_bar)
-    chains = dict(num_chains=num_chains, num_warmup=num_warmup, checkpoint=checkpoint)
-    if bound.readout is not None and not bound.readout.hidden and not bound.readout.inexact():
-        total = check_count(num_chains, "num_chains") * check_count(num_samples, "num_samples")
-        post = readout_posterior(model, x, y, **{**options, "num_samples": total})
-        why = "readout_posterior: the model is linear in Gaussian weights with Gaussian noise, so draws are exact"
-    elif not (reason := bound.uncollapsible()):
-        post = split_hmc(model, x, y, readout="collapsed", **options, **chains)
-        why = ("split_hmc with the readout collapsed: a network with Gaussian likelihood, whose readout is integrated "
-               "out exactly and whose hidden weights stay near their prior")
-    else:
-        post = nuts(model, x, y, **options, **chains)
-        why = f"nuts: {reason.split('; ')[0].split(', so ')[0]}"
+    bound, x, y, key = checked(model, x, y, key)
+    run = RunOptions(num_chains, num_warmup, num_samples, checkpoint=checkpoint)
+    with quiet(not progress_bar):
+        if bound.readout is not None and not bound.readout.hidden and not bound.readout.inexact():
+            post = run_readout_posterior(bound, x, y, name_key(key, "readout_posterior"),
+                                         run.num_chains * run.num_samples)
+            why = "readout_posterior: the model is linear in Gaussian weights with Gaussian noise, so draws are exact"
+        elif not (reason := bound.uncollapsible()):
+            target = aim(bound, "split_hmc", "collapsed")
+            post = run_split_hmc(target, x, y, name_key(key, "split_hmc"), run)
+            why = ("split_hmc with the readout collapsed: a network with Gaussian likelihood, whose readout is "
+                   "integrated out exactly and whose hidden weights stay near their prior")
+        else:
+            post = run_hamiltonian(aim(bound, "nuts"), "NUTS", x, y, name_key(key, "nuts"), run)
+            why = f"nuts: {reason.split('; ')[0].split(', so ')[0]}"
     return post.replace(stats={**post.stats, "chosen": why})

@@ -18,17 +18,17 @@ import optax
 from threadpoolctl import threadpool_limits
 
 from ..core.arrays import check_array
-from ..core.batching import as_chains, default_chunk, map_draws, progress
-from ..core.checks import check_choice, check_count, check_data, check_key, check_positive, num_points
+from ..core.batching import as_chains, default_chunk, map_draws, progress, quiet
+from ..core.checks import check_choice, check_count, check_positive, num_points
 from ..core.keys import name_key
 from ..metric.geometry import Geometry
 from ..metric.output_fisher import Estimator
-from ..model.bound import BoundModel, Params, bind
+from ..model.bound import BoundModel, Params
 from ..model.distributions import unwrap
 from ..model.readout import LinearReadout, exact_shift
 from ..posterior import Posterior, check_proper, draw_prior, log_joint, work
 from .linear_descent import descend
-from .target import trained_sites
+from .target import checked, trained_sites
 from .training_advice import curvature_rate
 
 __all__ = ["ensemble", "readout_posterior"]
@@ -90,8 +90,7 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     ValueError
         For data that disagree or are not finite, unknown options, or a closed form that does not apply.
     """
-    key = check_key(key)
-    x, y = check_data(x, y)
+    bound, x, y, key = checked(model, x, y, key)
     count = check_count(num_members, "num_members")
     epochs = check_count(num_epochs, "num_epochs", 0)
     if learning_rate != "auto":
@@ -105,8 +104,6 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     stops = sorted({check_count(e, "an epoch to record", 0) for e in record})
     if stops and stops[-1] > epochs:
         raise ValueError(f"record asks for epoch {stops[-1]} but num_epochs is {epochs}")
-    bound = bind(model, x)
-    y = bound.targets(y)
     check_proper(bound)
     trained = trained_sites(bound, train)
     key = name_key(key, "ensemble")
@@ -123,19 +120,18 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         learning_rate = curvature_rate(bound, draws, x, optimizer, trained)
     rate = 0.0 if solved else float(learning_rate)
     stats: dict[str, Any] = {"independent": True} if solved else {"independent": True, "learning_rate": rate}
+    if solved and stops:
+        raise ValueError("record needs a path of descent; randomized_map on a linear readout is solved at once: "
+                         "leave record out, or pass solver='stepping'")
     snapshots: dict[int, Params]
-    if solved:
-        if stops:
-            raise ValueError("record needs a path of descent; randomized_map on a linear readout is solved at once: "
-                             "leave record out, or pass solver='stepping'")
-        snapshots = {epochs: exact_readout(bound, draws, x, y, key, trained, progress_bar)}
-    elif solver != "stepping" and closed:
-        snapshots, stable, limit = _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs,
-                                                    progress_bar)
-        stats["largest_stable_rate"] = as_chains(jnp.asarray(limit))
-    else:
-        snapshots = _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs,
-                                  progress_bar)
+    with quiet(not progress_bar):
+        if solved:
+            snapshots = {epochs: exact_readout(bound, draws, x, y, key, trained)}
+        elif solver != "stepping" and closed:
+            snapshots, stable, limit = _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs)
+            stats["largest_stable_rate"] = as_chains(jnp.asarray(limit))
+        else:
+            snapshots = _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs)
     final = snapshots[epochs]
     reports = {e: map_draws(_report_one, (bound,), found, (x, y), chunk=default_chunk(work(bound, x)))
                for e, found in snapshots.items()}
@@ -185,24 +181,28 @@ def readout_posterior(model: Callable, x, y, *, key, num_samples: int = 1000, hi
     ValueError
         If the model is not a `Network` with a Gaussian likelihood.
     """
-    key = check_key(key)
-    x, y = check_data(x, y)
-    count = check_count(num_samples, "num_samples")
-    bound = bind(model, x)
+    bound, x, y, key = checked(model, x, y, key)
     if bound.readout is None or bound.readout.inexact():
         raise ValueError("readout_posterior needs a brg.mlp or brg.cosnet with a Gaussian likelihood, in whose readout "
                          f"the output is linear; got {model!r}. Use brg.nuts for other models")
-    y = bound.targets(y)
-    key = name_key(key, "readout_posterior")
-    draws = draw_prior(bound, name_key(key, "init"), x, count)
-    trained = bound.readout.sites
-    for s, given in (hidden or {}).items():
-        value = check_array(given, f"hidden[{s!r}]", axes=())
-        if bound.site(s).shape != value.shape:
-            raise ValueError(f"hidden[{s!r}] has shape {value.shape}, the model expects {bound.site(s).shape}")
+    count, given = check_count(num_samples, "num_samples"), {}
+    for s, value in (hidden or {}).items():
+        given[s] = check_array(value, f"hidden[{s!r}]", axes=())
+        if bound.site(s).shape != given[s].shape:
+            raise ValueError(f"hidden[{s!r}] has shape {given[s].shape}, the model expects {bound.site(s).shape}")
+    with quiet(not progress_bar):
+        return run_readout_posterior(bound, x, y, name_key(key, "readout_posterior"), count, given)
+
+
+def run_readout_posterior(bound: BoundModel, x: Any, y: Any, key: jax.Array, count: int,
+                          hidden: Params | None = None) -> Posterior:
+    """`readout_posterior` of a bound model whose readout is exact."""
+    assert bound.readout is not None
+    draws, trained = draw_prior(bound, name_key(key, "init"), x, count), bound.readout.sites
+    for s, value in (hidden or {}).items():
         if s not in trained:
             draws[s] = jnp.broadcast_to(value.astype(draws[s].dtype), draws[s].shape)
-    draws = exact_readout(bound, draws, x, y, key, trained, progress_bar)
+    draws = exact_readout(bound, draws, x, y, key, trained)
     stats = {"independent": True, "log_joint": as_chains(log_joint(bound, draws, x, y))}
     return Posterior(as_chains(draws), stats, "readout_posterior", trained)
 
@@ -213,8 +213,8 @@ def _design_one(bound: BoundModel, params: Params, x: jax.Array) -> jax.Array:
     return bound.readout.design(params, x)  # type: ignore[union-attr]
 
 
-def _each_member(bound: BoundModel, readout: LinearReadout, draws: Params, x: jax.Array, solve: Callable, desc: str,
-                 show: bool) -> None:
+def _each_member(bound: BoundModel, readout: LinearReadout, draws: Params, x: jax.Array, solve: Callable,
+                 desc: str) -> None:
     """Call ``solve(member, H)``, H in float64, for every member.
 
     Members are independent, so each core solves one with single-threaded linear algebra: matrices this small gain
@@ -234,7 +234,7 @@ def _each_member(bound: BoundModel, readout: LinearReadout, draws: Params, x: ja
         np.copyto(own.h, features)
         solve(member, own.h)
 
-    with (progress(desc=desc, total=count, show=show, unit="member") as bar,
+    with (progress(desc=desc, total=count, unit="member") as bar,
           threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool):
         for _ in pool.map(solve_one, range(count)):
             bar.update()
@@ -247,7 +247,7 @@ def _store(readout: LinearReadout, draws: Params, weights: np.ndarray) -> Params
     return {**draws, **{s: jnp.asarray(v) for s, v in readout.split(weights).items()}}
 
 
-def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs, show):
+def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs):
     readout = bound.readout
     stops = sorted({*stops, epochs})
     targets = np.asarray(y, np.float64)
@@ -266,11 +266,11 @@ def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs
             results[k, i, free] = w
         stable[i], limit[i] = done.stable, done.largest_stable_rate
 
-    _each_member(bound, readout, draws, x, solve, "train", show)
+    _each_member(bound, readout, draws, x, solve, "train")
     return {e: _store(readout, draws, results[k]) for k, e in enumerate(stops)}, stable, limit
 
 
-def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence[str], show: bool) -> Params:
+def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence[str]) -> Params:
     """Replace each member's readout by an exact posterior draw given its hidden weights (Matheron's rule)."""
     readout = bound.readout
     assert readout is not None and readout.noise is not None
@@ -286,7 +286,7 @@ def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence
         results[i, free] = anchor[i, free]
         results[i, free] += exact_shift(h[:, free], targets + epsilon[i] - h @ results[i], std[free], noise)
 
-    _each_member(bound, readout, draws, x, solve, "exact readout", show)
+    _each_member(bound, readout, draws, x, solve, "exact readout")
     return _store(readout, draws, results)
 
 
@@ -352,7 +352,7 @@ def _train_one(bound, trained, optimizer, rate, stops, strength, member: Member,
     return kept
 
 
-def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs, show):
+def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, stops, epochs):
     count = next(iter(draws.values())).shape[0]
     stops = tuple(sorted({*stops, epochs}))
     members, strength = Member(draws), 0.0
@@ -367,7 +367,7 @@ def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, 
         # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
         strength = (0.5 if noise is None else noise**2) / num_points(x)
     kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), members, (x, y),
-                     chunk=default_chunk(work(bound, x)), desc="train", show=show)
+                     chunk=default_chunk(work(bound, x)), desc="train")
     return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from numpyro.infer.hmc import hmc as numpyro_hmc
 
 from ..core.arrays import check_array
+from ..core.batching import quiet
 from ..core.checks import check_count, check_positive
 from ..posterior import Posterior
-from .chains import BLOCK, run_chains
-from .target import Target, check_chains, initial, prepare, unconstrain_all
+from .chains import BLOCK, RunOptions, run_chains
+from .target import Target, initial, prepare, unconstrain_all
 
 __all__ = ["hmc", "nuts"]
 
@@ -32,7 +33,7 @@ class HamiltonianKernel:
     target_accept_prob: float
     dense_mass: tuple[tuple[str, ...], ...]
     adapt_mass: bool
-    max_tree_depth: int = 10
+    max_tree_depth: int = 8
     trajectory_length: float | None = None
     num_steps: int | None = None
     pooled: ClassVar[bool] = False
@@ -148,10 +149,10 @@ def nuts(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num_s
        ICML 2022, arXiv:2206.07673 (the collapsed readout; theory §8).
     """
     target, x, y, key = prepare(model, x, y, key, "nuts", readout)
-    running = dict(chain_method=chain_method, checkpoint=checkpoint, block_size=block_size, show=progress_bar)
-    return _run(target, "NUTS", x, y, key, (num_chains, num_warmup, num_samples, thinning), init,
-                target_accept_prob, step_size, dense_mass, inverse_mass, adapt_mass, running,
-                max_tree_depth=check_count(max_tree_depth, "max_tree_depth"))
+    run = RunOptions(num_chains, num_warmup, num_samples, thinning, chain_method, checkpoint, block_size)
+    with quiet(not progress_bar):
+        return run_hamiltonian(target, "NUTS", x, y, key, run, init, target_accept_prob, step_size, dense_mass,
+                               inverse_mass, adapt_mass, max_tree_depth=check_count(max_tree_depth, "max_tree_depth"))
 
 
 def hmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num_samples: int = 1000, thinning: int = 1,
@@ -193,25 +194,25 @@ def hmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num_sa
         length = math.pi / 2 if trajectory_length is None else check_positive(trajectory_length, "trajectory_length")
     else:
         num_steps, length = check_count(num_steps, "num_steps"), None
-    running = dict(chain_method=chain_method, checkpoint=checkpoint, block_size=block_size, show=progress_bar)
-    return _run(target, "HMC", x, y, key, (num_chains, num_warmup, num_samples, thinning), init,
-                target_accept_prob, step_size, dense_mass, inverse_mass, adapt_mass, running,
-                trajectory_length=length, num_steps=num_steps)
+    run = RunOptions(num_chains, num_warmup, num_samples, thinning, chain_method, checkpoint, block_size)
+    with quiet(not progress_bar):
+        return run_hamiltonian(target, "HMC", x, y, key, run, init, target_accept_prob, step_size, dense_mass,
+                               inverse_mass, adapt_mass, trajectory_length=length, num_steps=num_steps)
 
 
-def _run(target: Target, algo: str, x, y, key, counts, init, accept, step_size, dense_mass, inverse_mass, adapt_mass,
-         running, **settings) -> Posterior:
-    chains, warmup, samples, thinning = check_chains(*counts)
-    if check_positive(accept, "target_accept_prob") >= 1:
-        raise ValueError(f"target_accept_prob must lie between 0 and 1, got {accept!r}")
+def run_hamiltonian(target: Target, algo: str, x: Any, y: Any, key: jax.Array, run: RunOptions, init: Any = "auto",
+                    target_accept_prob: float = 0.8, step_size: float = 1.0, dense_mass: bool | Sequence = False,
+                    inverse_mass: Any = None, adapt_mass: bool = True, **settings) -> Posterior:
+    """`nuts` or `hmc`, as `algo` says, on a prepared target."""
+    if check_positive(target_accept_prob, "target_accept_prob") >= 1:
+        raise ValueError(f"target_accept_prob must lie between 0 and 1, got {target_accept_prob!r}")
     kernel = HamiltonianKernel(
-        target, algo, warmup, check_positive(step_size, "step_size"), float(accept),
+        target, algo, run.num_warmup, check_positive(step_size, "step_size"), float(target_accept_prob),
         _dense_blocks(target, dense_mass), bool(adapt_mass), **settings,
     )
-    start = initial(target, key, x, y, chains, init)
-    variances = _variances(target, inverse_mass, x, y, chains)
-    return run_chains(kernel, key, (start, variances), x, y, method=algo.lower(), num_samples=samples,
-                      thinning=thinning, **running)
+    start = initial(target, key, x, y, run.num_chains, init)
+    variances = _variances(target, inverse_mass, x, y, run.num_chains)
+    return run_chains(kernel, key, (start, variances), x, y, run, method=algo.lower())
 
 
 def _dense_blocks(target: Target, dense_mass: bool | Sequence) -> tuple[tuple[str, ...], ...]:

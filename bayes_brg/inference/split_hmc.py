@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from ..core.batching import quiet
 from ..core.checks import check_count, check_positive
 from ..core.lazy import blackjax, load_blackjax
 from ..posterior import Posterior
-from .chains import BLOCK, run_chains
-from .target import Target, check_chains, initial, prepare
+from .chains import BLOCK, RunOptions, run_chains
+from .target import Target, initial, prepare
 
 __all__ = ["split_hmc"]
 
@@ -196,13 +197,19 @@ def split_hmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, 
     .. [2] Hron, Novak, Pennington and Sohl-Dickstein, Wide Bayesian neural networks have a simple weight posterior,
        ICML 2022, arXiv:2206.07673.
     """
-    load_blackjax()
     target, x, y, key = prepare(model, x, y, key, "split_hmc", readout)
-    chains, warmup, samples, thinning = check_chains(num_chains, num_warmup, num_samples, thinning)
+    run = RunOptions(num_chains, num_warmup, num_samples, thinning, checkpoint=checkpoint, block_size=block_size)
+    with quiet(not progress_bar):
+        return run_split_hmc(target, x, y, key, run, init, target_accept_prob, trajectory_length, max_steps)
+
+
+def run_split_hmc(target: Target, x: Any, y: Any, key: jax.Array, run: RunOptions, init: Any = "auto",
+                  target_accept_prob: float = 0.65, trajectory_length: float = 1.2, max_steps: int = 64) -> Posterior:
+    """`split_hmc` on a prepared target."""
+    load_blackjax()
     if check_positive(target_accept_prob, "target_accept_prob") >= 1:
         raise ValueError(f"target_accept_prob must lie between 0 and 1, got {target_accept_prob!r}")
-    kernel = RotationKernel(target, warmup, check_positive(trajectory_length, "trajectory_length"),
+    kernel = RotationKernel(target, run.num_warmup, check_positive(trajectory_length, "trajectory_length"),
                             float(target_accept_prob), check_count(max_steps, "max_steps"))
-    start = initial(target, key, x, y, chains, init)
-    return run_chains(kernel, key, start, x, y, method="split_hmc", num_samples=samples, thinning=thinning,
-                      checkpoint=checkpoint, block_size=block_size, show=progress_bar)
+    start = initial(target, key, x, y, run.num_chains, init)
+    return run_chains(kernel, key, start, x, y, run, method="split_hmc")

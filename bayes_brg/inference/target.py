@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..core.arrays import check_array
-from ..core.checks import check_choice, check_count, check_data, check_key
+from ..core.checks import check_choice, check_data, check_key
 from ..core.keys import name_key
 from ..model.bound import BoundModel, bind
 from ..model.readout import LinearReadout
@@ -109,13 +109,16 @@ class Target:
 
 
 # -- from the arguments of a public function to a target ------------------------------------------------------
-def prepare(model: Callable, x: Any, y: Any, key: Any, method: str,
-            readout: str = "sampled") -> tuple[Target, Any, jax.Array, jax.Array]:
-    """Check what every sampler takes; return the target, x, y and the method's own key."""
-    key = name_key(check_key(key), method)
+def checked(model: Callable, x: Any, y: Any, key: Any) -> tuple[BoundModel, Any, Any, jax.Array]:
+    """The bound model, x, y and the key, checked: what every way to a posterior starts from."""
+    key = check_key(key)
     x, y = check_data(x, y)
     bound = bind(model, x)
-    y = bound.targets(y)
+    return bound, x, bound.targets(y), key
+
+
+def aim(bound: BoundModel, method: str, readout: str = "sampled") -> Target:
+    """The target of a bound model, if `method` can sample it."""
     for site in bound.sites:
         if site.discrete:
             raise ValueError(f"site {site.name!r} is discrete, and {method} needs gradients: sum it out of the model")
@@ -123,7 +126,14 @@ def prepare(model: Callable, x: Any, y: Any, key: Any, method: str,
         reason = bound.uncollapsible()
         if reason:
             raise ValueError(f"readout='collapsed' is not possible: {reason}, or pass readout='sampled'")
-    return Target(bound, readout == "collapsed"), x, y, key
+    return Target(bound, readout == "collapsed")
+
+
+def prepare(model: Callable, x: Any, y: Any, key: Any, method: str,
+            readout: str = "sampled") -> tuple[Target, Any, Any, jax.Array]:
+    """Check what every sampler takes; return the target, x, y and the method's own key."""
+    bound, x, y, key = checked(model, x, y, key)
+    return aim(bound, method, readout), x, y, name_key(key, method)
 
 
 INITS = ("auto", "prior", "uniform")
@@ -143,9 +153,9 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
     """
     key = name_key(key, "init")
     if isinstance(init, Posterior):
-        return _checked(target, _from_posterior(target, key, count, init), x, y)
+        return _sound(target, _from_posterior(target, key, count, init), x, y)
     if isinstance(init, Mapping):
-        return _checked(target, _from_values(target, count, init), x, y)
+        return _sound(target, _from_values(target, count, init), x, y)
     if not isinstance(init, str):
         raise TypeError(f"init must be one of {', '.join(INITS)}, a Posterior or a dict of values, got {init!r}")
     return _from_name(target, key, x, y, count, check_choice(init, "init", INITS))
@@ -237,7 +247,7 @@ def _all_valid(target: Target, u: Params, x: Any, y: Any) -> jax.Array:
     return jax.lax.map(lambda one: _valid(target, one, x, y), u)
 
 
-def _checked(target: Target, start: Params, x: Any, y: Any) -> Params:
+def _sound(target: Target, start: Params, x: Any, y: Any) -> Params:
     """Unconstrained coordinates of given starts, at each of which the density must be finite."""
     u = unconstrain_all(target, start, x, y)
     bad = np.flatnonzero(~np.asarray(_all_valid(target, u, x, y)))
@@ -245,12 +255,6 @@ def _checked(target: Target, start: Params, x: Any, y: Any) -> Params:
         raise ValueError("init: the log density or its gradient is not finite at the starting point of chain "
                          f"{bad[0]}; pass values inside the support")
     return u
-
-
-def check_chains(num_chains: Any, num_warmup: Any, num_samples: Any, thinning: Any) -> tuple[int, int, int, int]:
-    """The four counts every chain sampler takes."""
-    return (check_count(num_chains, "num_chains"), check_count(num_warmup, "num_warmup", 0),
-            check_count(num_samples, "num_samples"), check_count(thinning, "thinning"))
 
 
 def trained_sites(bound: BoundModel, train: str | Sequence[str]) -> tuple[str, ...]:

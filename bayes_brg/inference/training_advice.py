@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from ..core.batching import as_chains, map_draws
-from ..core.checks import check_choice, check_count, check_data, check_key
+from ..core.checks import check_choice, check_count, check_data
 from ..core.keys import name_key
 from ..metric.fisher import fisher
 from ..metric.geometry import Geometry
@@ -20,7 +20,7 @@ from ..metric.output_fisher import Data, Estimator
 from ..model.bound import BoundModel, Params, bind
 from ..model.distributions import unwrap
 from ..posterior import Posterior, draw_prior, mean_loss
-from .target import trained_sites
+from .target import checked, trained_sites
 
 __all__ = ["LearningRate", "early_stopped", "learning_rate"]
 
@@ -78,10 +78,9 @@ def learning_rate(model, x, y, *, key, optimizer: str = "sgd", train: str | Sequ
         raise ValueError("Adam divides by the size of the gradient, so the curvature sets no rate for it; 1e-2 to 1e-3 "
                          "is usual. Ask for optimizer='sgd' or 'gd'")
     check_choice(optimizer, "optimizer", ("sgd", "gd"))
-    x, y = check_data(x, y)
-    bound, count = bind(model, x), check_count(num_members, "num_members")
-    sites = trained_sites(bound, train)
-    draws = draw_prior(bound, name_key(name_key(check_key(key), "ensemble"), "init"), x, count)
+    bound, x, y, key = checked(model, x, y, key)
+    count, sites = check_count(num_members, "num_members"), trained_sites(bound, train)
+    draws = draw_prior(bound, name_key(name_key(key, "ensemble"), "init"), x, count)
     stable = stable_rates(bound, draws, x, optimizer, sites)
     return LearningRate(float(stable.min() / 2), stable, optimizer)
 

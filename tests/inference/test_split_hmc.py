@@ -1,5 +1,7 @@
 """Split HMC and the default method against exact posteriors; tolerances are 4 standard errors (`assert_moments`)."""
 
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,12 @@ from moments import assert_moments
 from test_blackjax_samplers import COV, LINEAR, MEAN, X, Y, weights
 from test_numpyro_hmc import PROBE, TINY, TINY_X, TINY_Y, coin, tiny_moments
 
+from bayes_brg.core.checks import check_data
+from bayes_brg.inference.chains import run_chains
 from bayes_brg.inference.default import sample
+from bayes_brg.inference.numpyro_hmc import nuts
 from bayes_brg.inference.split_hmc import split_hmc
+from bayes_brg.model.bound import BoundModel, bind
 from bayes_brg.model.likelihoods import gaussian
 from bayes_brg.model.networks import mlp
 from bayes_brg.posterior import predict
@@ -47,3 +53,52 @@ def test_default_for_other_models():
     assert post.method == "nuts" and "not a Network" in post.stats["chosen"]
     with pytest.raises(TypeError, match="num_draws"):
         sample(coin, x, y, key=jax.random.key(0), num_draws=3)
+
+
+COIN = coin, np.zeros((10, 1)), np.array([1] * 7 + [0] * 3)
+SHORT = dict(key=jax.random.key(0), num_chains=2, num_warmup=2, num_samples=3, progress_bar=False)
+
+
+def everywhere(monkeypatch, true, instead):
+    """Put `instead` in the place of a function in every module of the package that has it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("bayes_brg"):
+            for attribute in [a for a, v in vars(module).items() if v is true]:
+                monkeypatch.setattr(module, attribute, instead)
+
+
+@pytest.mark.parametrize("data", [(LINEAR, X, Y[:, :1]), (TINY, TINY_X, TINY_Y), COIN], ids=["exact", "split", "nuts"])
+def test_default_checks_and_binds_once(data, monkeypatch):
+    calls = []
+
+    def counted(true, name):
+        def call(*args, **options):
+            calls.append(name)
+            return true(*args, **options)
+        return call
+
+    everywhere(monkeypatch, check_data, counted(check_data, "check_data"))
+    everywhere(monkeypatch, bind, counted(bind, "bind"))
+    for kind in (BoundModel, *BoundModel.__subclasses__()):
+        if "targets" in vars(kind):
+            monkeypatch.setattr(kind, "targets", counted(kind.targets, "targets"))
+    sample(*data, **SHORT)
+    assert sorted(calls) == ["bind", "check_data", "targets"]
+
+
+@pytest.mark.parametrize("data, method, options", [((TINY, TINY_X, TINY_Y), split_hmc, {"readout": "collapsed"}),
+                                                   (COIN, nuts, {})], ids=["split", "nuts"])
+def test_default_is_the_method_it_names(data, method, options, monkeypatch):
+    """Same kernel (all its settings), same key, starts and run options: so the same draws."""
+    runs = []
+
+    def noted(kernel, key, start, x, y, run, **named):
+        runs.append((kernel, key, start, run, named))
+        return run_chains(kernel, key, start, x, y, run, **named)
+
+    everywhere(monkeypatch, run_chains, noted)
+    default, named = sample(*data, **SHORT), method(*data, **options, **SHORT)
+    (kernel, key, start, run, name), (kernel2, key2, start2, run2, name2) = runs
+    assert kernel == kernel2 and run == run2 and name == name2 and bool(key == key2)
+    jax.tree.map(np.testing.assert_array_equal, start, start2)
+    jax.tree.map(np.testing.assert_array_equal, default.samples, named.samples)
