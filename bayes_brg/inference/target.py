@@ -200,10 +200,11 @@ def _from_name(target: Target, key: jax.Array, x: Any, y: Any, count: int, how: 
                          "init='uniform'")
     start, valid = _draw_starts(target, how, count, jax.random.fold_in(key, 0), x, y)
     for attempt in range(1, 20):  # a start of vanishing density is drawn again
-        if bool(valid.all()):
-            return start
-        new, good = _draw_starts(target, how, count, jax.random.fold_in(key, attempt), x, y)
-        start, valid = jax.tree.map(partial(_where, valid), start, new), valid | good
+        if not valid.all():
+            new, good = _draw_starts(target, how, count, jax.random.fold_in(key, attempt), x, y)
+            start, valid = jax.tree.map(partial(_where, valid), start, new), valid | good
+    if valid.all():
+        return start
     raise ValueError("no starting point with a finite log density and gradient was found in 20 draws from "
                      f"init={how!r}; pass init= a dict of values inside the support, and check the model"
                      + (f". Noise of {bound.readout.noise:g} may be too small for the precision of the "  # type: ignore[union-attr]
