@@ -106,6 +106,11 @@ def test_stopped_run_goes_on(tmp_path, monkeypatch):
         walk(tmp_path / "run", **short, step_size=0.4)
 
 
+def test_thinning_keeps_every_third_transition():
+    every, third = (walk(num_warmup=4, num_samples=60 // t, thinning=t).samples["w0"] for t in (1, 3))
+    np.testing.assert_array_equal(third, every[:, 2::3])
+
+
 def test_run_options_are_checked_when_made():
     for wrong, message in (({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
                            ({"num_warmup": -1}, "num_warmup"), ({"thinning": 1.5}, "thinning"),
