@@ -36,6 +36,7 @@ from .infinite_width import (
     renormalized_readout,
 )
 from .kernels import feature_moments, nngp, ntk
+from .phi4 import Phi4Ring, phi4_ring
 
 __all__ = [
     "Activation",
@@ -61,6 +62,8 @@ __all__ = [
     "leaky_relu",
     "nngp",
     "ntk",
+    "Phi4Ring",
+    "phi4_ring",
     "polynomial",
     "predictive_gp",
     "readout_moments",
