@@ -89,6 +89,7 @@ def test_compare_two_methods_of_a_run(run_dir, capsys, tmp_path):
         brg.compare(flow, flow)
 
 
+@pytest.mark.slow
 def test_compare_two_runs(run_dir, capsys, tmp_path):
     """The data of runs follow from their seeds; one trained longer has the same data and other draws."""
     other, third = str(tmp_path / "other"), str(tmp_path / "third")
@@ -110,6 +111,7 @@ def test_compare_two_runs(run_dir, capsys, tmp_path):
         assert message in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_compare_a_model_of_ones_own(capsys, tmp_path):
     """A NumPyro model's likelihood is not in the files: they ask for the file that declares it, and go on with it."""
     coin, run = str(ROOT / "models" / "coin.py"), str(tmp_path / "coin")

@@ -51,6 +51,7 @@ def test_both_files_hold_the_same_cells(path):
     assert path.with_suffix(".ipynb").stat().st_size < 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*standard errors rest on")  # so few draws
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_at_small_size(path, monkeypatch, capsys):

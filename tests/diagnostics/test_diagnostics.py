@@ -353,6 +353,7 @@ def readout_flow(key, cutoffs, size=160, change=None):
     return brg.renormalize(WIDE, posterior, metric, cutoffs=cutoffs, key=jax.random.fold_in(key, 99))
 
 
+@pytest.mark.slow
 def test_equal_posteriors_give_uniform_p_values():
     """50 pairs of keys: energy p uniform at two cutoffs (1e-3 each), and few false alarms."""
     many = brg.readout_posterior(WIDE, X, Y, key=KEY, num_samples=100 * 60)
@@ -374,6 +375,7 @@ def test_equal_posteriors_give_uniform_p_values():
     assert false <= 9  # 50 · 0.05 expected at most; 10 or more has chance 1e-3
 
 
+@pytest.mark.slow
 def test_randomised_map_against_the_exact_posterior():
     """The same law by two ways (theory §8): no difference at any cutoff, in law, cumulants or scores."""
     scales = [0.0, 0.3, 1.0, 3.0, 10.0, 1e4]
@@ -391,6 +393,7 @@ def test_randomised_map_against_the_exact_posterior():
     assert not d.attrs["shared_key"]
 
 
+@pytest.mark.slow
 def test_a_difference_is_found_and_located():
     """Draws of a posterior widened: seen at small Λ, gone where everything is the prior."""
     scales = [0.0, 0.3, 3.0, 1e4, 1e5]

@@ -323,6 +323,7 @@ def test_autocorrelation_time_of_ar1():
     assert autocorrelation_time(np.random.default_rng(0).normal(size=(4, 20_000, 1))) < 1.2
 
 
+@pytest.mark.slow
 def test_errors_cover_for_correlated_chains():
     """95 % intervals from AR(1) chains hold the truth in 90 to 98 % of 300 runs.
 

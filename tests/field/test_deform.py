@@ -154,6 +154,7 @@ def test_too_few_effective_draws_are_said(net):
         importance_weights(deform(net, lambda phi: jnp.sum(phi**2) * 0 + jnp.inf, MESH), free)
 
 
+@pytest.mark.slow
 def test_nuts_draws_the_deformed_prior():
     """Against importance weights, |difference| < 5 standard errors: fails for 1 key in 10⁶."""
     model = brg.mlp(4, activation="tanh", weight_std=2.0)

@@ -141,6 +141,7 @@ def sampled(phi):
     return phi.mean(0), phi.std(0) / root, products.sum(0) / (len(phi) - 1), products.std(0) / root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_exact_readout_posteriors_follow_the_closed_form(frozen):
     # 4000 members whose readouts are exact posterior draws on the features of one network, at five cutoffs; then read
@@ -181,6 +182,7 @@ def test_exact_readout_posteriors_follow_the_closed_form(frozen):
             assert (np.abs(closed[name].values.reshape(exact.shape) - exact) < 4 * error + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_members_with_features_of_their_own():
     # Each of 2000 members fits its own features with its own metric. Frozen features hold at every Λ, with the readout
     # known or averaged over; random and independent ones are far off until the readout is all prior. Tolerance 4
@@ -252,14 +254,16 @@ def test_wrong_questions_are_refused():
     flow = brg.renormalize(net, stepped, brg.fisher(net, stepped, X), cutoffs=[0, 1], key=KEY)
     with pytest.raises(ValueError, match="exact posterior draws, but these are of 'ensemble"):
         closed_form_flow(flow, POINTS, data=(X, Y))
-    broken = stepped.replace(samples={**stepped.samples, "w2": stepped.samples["w2"].at[1, 0].set(jnp.nan)})
-    flow = brg.renormalize(net, broken, flow.metric, cutoffs=[0, 1], key=KEY)
+    broken = stepped.replace(samples={**stepped.samples, "w2": stepped.samples["w2"].at[1, 0].set(jnp.nan)},
+                             stats={**stepped.stats, "diverged": np.array([[0], [1], [0], [0]], bool)})
+    flow = brg.renormalize(net, broken, brg.fisher(net, broken, X), cutoffs=[0, 1], key=KEY)
     with pytest.raises(ValueError, match=r"'w2' that is not finite, the first number 1; leave them out with keep="):
         closed_form_flow(flow, POINTS)
     with pytest.raises(ValueError, match="phi has"):
         closed_form_differences(flow.predict(POINTS[:2]), closed_form_flow(flow, POINTS, keep=[[1], [0], [1], [1]]))
 
 
+@pytest.mark.slow
 def test_wide_relu_draws_its_closed_forms(tmp_path):
     """The run reports both closed forms: the frozen one within 4 standard errors at every Λ (z < 4 for 2 · 26 · 2
     numbers: fails for less than 7e-3 of seeds), the random one far off at Λ = 0 and right at the last Λ."""

@@ -199,6 +199,7 @@ def test_jeffreys_of_a_simplex_is_refused():
             brg.renormalize(model, draws, metric, cutoffs=[0.0], key=KEY, refill="jeffreys", bounds=bounds)
 
 
+@pytest.mark.slow
 def test_a_block_that_is_singular_up_to_rounding_is_refused():
     """Only the product of the two parameters is seen: rank one, though rounding gives the determinant a sign."""
     def product(x, y=None):
@@ -211,6 +212,7 @@ def test_a_block_that_is_singular_up_to_rounding_is_refused():
         flow.at(9.0)
 
 
+@pytest.mark.slow
 def test_jeffreys_where_the_middle_of_the_bounds_is_singular():
     """φ = a²/2 and b on (−1, 1): √det ∝ |a|, zero in the middle; a² is uniform."""
     def model(x, y=None):

@@ -342,6 +342,7 @@ def test_the_coin_by_jeffreys():
     assert (above <= 0.7).mean() == pytest.approx(0.630989880, abs=4 * np.sqrt(0.25 / 1e5))
 
 
+@pytest.mark.slow
 def test_jeffreys_of_several_parameters():
     """Two coins: √det of a diagonal metric is the product, so each is Beta(½, ½) and they are independent."""
     def coins(x, y=None):
@@ -427,6 +428,7 @@ def test_bad_regulators_are_refused(regulator, match, posterior):
         flow_of(posterior, regulator=regulator)
 
 
+@pytest.mark.slow
 def test_stepwise_with_a_constant_metric_is_the_flow(draws):
     metric = brg.fisher(NET, draws, XN)
     scales = brg.cutoffs(metric, num=5)

@@ -45,6 +45,7 @@ def test_adjusted_mclmc_is_exact():
     assert_moments(weights(post), MEAN[:, 0], COV)
 
 
+@pytest.mark.slow
 def test_mclmc_has_a_small_bias():
     post = run(mclmc, num_warmup=2000, num_samples=2000)
     assert post.stats["energy_change"].shape == (4, 2000)

@@ -169,6 +169,7 @@ def hierarchical(x, y=None):
     numpyro.sample("height", dist.Normal(group[x[:, 0].astype(int)], 0.3), obs=y)
 
 
+@pytest.mark.slow
 def test_hierarchical_model_against_quadrature():
     x = np.repeat(np.arange(3.0), 3)[:, None]
     y = np.array([0.9, 1.2, 1.1, 2.2, 2.0, 2.4, 1.4, 1.7, 1.6])
@@ -208,6 +209,7 @@ def test_keys_and_thinning():
     np.testing.assert_array_equal(longer.samples["w0"][:, :6], a)
 
 
+@pytest.mark.slow
 def test_warm_starts_and_mass():
     still = {**SHORT, "num_samples": 1, "step_size": 1e-6}
     first = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(4), init="uniform", **SHORT)

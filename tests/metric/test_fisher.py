@@ -459,6 +459,7 @@ def test_unknown_family_is_drawn_and_says_so(x64):
     assert np.abs(z).max() < 5
 
 
+@pytest.mark.slow
 def test_memory_of_drawn_labels_does_not_grow_with_their_square():
     """Temporaries of the general way: 16 times the labels, at most about 16 times the memory."""
     def model(x, y=None):

@@ -34,6 +34,7 @@ def test_phi4_gives_back_its_coupling_at_full_size(tmp_path):
         assert (done.path / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_phi4_at_reduced_size(tmp_path):
     """One site, where κ4 of 40,000 draws is enough; both ways to the interacting theory agree in variance."""
     done = run("phi4", tmp_path / "run", num_points=1, num_draws=40_000, num_members=1600, num_warmup=80)
@@ -48,6 +49,7 @@ def test_phi4_at_reduced_size(tmp_path):
     assert abs(weighted.var() - nuts.var()) < 4 * error
 
 
+@pytest.mark.slow
 def test_finite_width_obeys_the_exact_formula(tmp_path):
     """κ4 and κ3 of every law, width and set of points within 4 standard errors (27 numbers: failure rate .002), and
     slopes of log κ against log N within theirs of −1 and −½."""
@@ -70,6 +72,7 @@ def test_finite_width_at_full_size(tmp_path):
     assert (np.abs(gaussian["slope"] + 1) < 0.1).all()
 
 
+@pytest.mark.slow
 def test_deep_relu_couplings_run_along_the_flow(tmp_path):
     """Cumulants and couplings with their errors at every cutoff; the end of the flow is the prior."""
     done = run("deep_relu", tmp_path / "run", num_members=200, width=8, num_epochs=60)

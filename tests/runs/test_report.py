@@ -202,6 +202,7 @@ def made_up(run, path, good):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_verdict_of_a_report_turns(wide, folder):
     pages = [Page(brg.report(made_up(wide, folder / f"made_up_{good}", good)).read_text(encoding="utf-8")).sections

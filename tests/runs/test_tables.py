@@ -137,6 +137,7 @@ def test_a_column_that_is_constant_in_training_says_nothing():
 SMALL = ["width=3", "num_warmup=10", "num_samples=40", "num_members=40", "num_epochs=10", "num_train=25"]
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_table(tmp_path, frame, capsys):
     path, out = save(tmp_path, frame.drop(columns="group")), str(tmp_path / "run")
     arguments = ["run", "models/diabetes.py", "--data", str(path), "--target", "outcome", "--out", out, "--set", *SMALL]
