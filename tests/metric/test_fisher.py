@@ -729,8 +729,8 @@ def test_spectrum_of_300_000_parameters():
 
 FULL_SIZE = """
 import sys, jax
-from bayes_brg.fisher import fisher
-from bayes_brg.networks import mlp
+from bayes_brg.metric.fisher import fisher
+from bayes_brg.model.networks import mlp
 from bayes_brg.posterior import prior
 if sys.argv[1] == "wide":  # P = 296,449, n = 1,000
     net, count = mlp((512, 512), activation="tanh", bias_std=1.0), 1
