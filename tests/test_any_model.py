@@ -127,7 +127,7 @@ class Row:
                 found = scores(s, index)
                 each = np.array([sum(np.sum(p * g**2) for g, (_, p) in zip(gs, row, strict=True))
                                  for gs, row in zip(found, grids, strict=True)])
-                total[index] = np.mean((self.weight * each)[self.seen])
+                total[index] = np.mean(self.weight * each)  # per probe input: a masked one says nothing
         return out
 
 
