@@ -33,6 +33,7 @@ def _refuse(name: str, what: str, remedy: str) -> NotNumbers:
 
 
 def place(index: Any) -> str:
+    """An index as it is written after a name; "" for a scalar."""
     return "[" + ", ".join(str(int(i)) for i in index) + "]" if len(index) else ""
 
 

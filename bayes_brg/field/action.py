@@ -244,6 +244,7 @@ def _front(x: Any, legs: int) -> Any:
 
 
 def couplings_of(t: dict[str, Any], order: int | str, ridge: Any, even: bool, about: str) -> dict[str, Any]:
+    """Couplings of the action with these cumulants, of z = φ − mean or of φ itself; κ3 left out where `even`."""
     if even:
         t = {n: v for n, v in t.items() if n != "k3"}
     c = couplings_about_mean(t, order, ridge)

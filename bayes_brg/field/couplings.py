@@ -237,6 +237,7 @@ def _relative(k: Cumulants, base: Cumulants, recipe: _Recipe) -> Action:
 
 
 def check_even(k: Cumulants) -> None:
+    """Speak up where a theory is called even although κ3 is away from zero by its errors."""
     error = None if k.sem is None else k.sem.k3
     if k.k3 is None or error is None and k.num_samples is not None:  # an estimate without its error proves nothing
         return

@@ -121,6 +121,7 @@ def make_flow(experiment: Any, settings: Settings, method: str, model: Any, post
 
 # -- what each stage makes ------------------------------------------------------------------------------------
 def keep_data(work: Work) -> None:
+    """The data and the probe inputs, as the model sees them."""
     store.write_datasets(work.run.path / "data.nc", {None: data_dataset(work.data, work.probe)})
 
 
@@ -147,11 +148,13 @@ def flow(work: Work, method: str) -> None:
 
 
 def summarise(work: Work) -> None:
+    """A table along the flow for each method, in the data's own units."""
     for method in work.run.methods:
         write_table(work.run.file("summary", method, ".csv"), summarize(work.run.own_units[method]))
 
 
 def couplings(work: Work) -> None:
+    """Couplings of the action along the flow of each method, in the data's own units."""
     for method in work.run.methods:
         found = measure_couplings(work.run.own_units[method], work.experiment.couplings)
         store.write_datasets(work.run.file("couplings", method), {None: found})
@@ -172,6 +175,7 @@ def figures(work: Work) -> None:
 
 
 def extras(work: Work) -> None:
+    """What the experiment itself makes of its run: tables and figures."""
     flows = {m: work.experiment.flow_of(work.run, m) for m in work.run.methods}
     for name, result in work.experiment.extras(work.run, flows).items():
         if isinstance(result, pd.DataFrame):
@@ -188,11 +192,13 @@ def caption(draw: Callable[..., Any]) -> str:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, whole or not at all."""
     with store.replacing(path) as temporary:
         table.to_csv(temporary, index=False)
 
 
 def write_figure(path: Path, name: str, figure: Any) -> None:
+    """A figure as PNG, whole or not at all."""
     with store.replacing(path / "figures" / f"{name}.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -89,7 +89,8 @@ def test_a_datum_that_depends_on_others_is_refused(model, words):
 
 
 def test_what_is_computed_outside_of_the_model_is_no_batch():
-    bind(lambda x, y=None: observe(line(x), y), X - X.mean(0))
+    bound = bind(lambda x, y=None: observe(line(x), y), X - X.mean(0))
+    np.testing.assert_allclose(bound.phi(AT, X)[:1], bound.phi(AT, X[:1]), rtol=1e-6)  # a datum by itself
 
 
 def scaled(x, y=None):
