@@ -197,13 +197,25 @@ from .posterior import (
     prior as prior,
 )
 from .runs import (
+    Board as Board,
+)
+from .runs import (
     Data as Data,
+)
+from .runs import (
+    Encoder as Encoder,
 )
 from .runs import (
     Experiment as Experiment,
 )
 from .runs import (
+    Predictive as Predictive,
+)
+from .runs import (
     Table as Table,
+)
+from .runs import (
+    board as board,
 )
 from .runs import (
     load_experiment as load_experiment,
@@ -216,6 +228,9 @@ from .runs import (
 )
 from .runs import (
     table_experiment as table_experiment,
+)
+from .runs import (
+    table_network as table_network,
 )
 from .runs import (
     verdicts as verdicts,

@@ -1,4 +1,4 @@
-"""Command line: ``bayes-brg run FILE``, ``bayes-brg compare RUN RUN`` and ``bayes-brg info [RUN]``."""
+"""Command line: ``bayes-brg run FILE``, ``bayes-brg board TABLE``, ``bayes-brg compare RUN RUN`` and so on."""
 
 from __future__ import annotations
 
@@ -57,13 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bayes-brg {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the experiment that a file declares",
-                              description="Run the experiment that FILE declares; an interrupted run goes on.")
-    run.add_argument("file", metavar="FILE", help="a Python file with an Experiment, such as models/wide_relu.py")
-    run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME)")
+    run = commands.add_parser("run", help="run the experiment that a file declares, or fit a table",
+                              description="Run the experiment that FILE declares, or fit the table that it holds and "
+                              "write a report; an interrupted run goes on.")
+    run.add_argument("file", metavar="FILE", help="a Python file with an Experiment, such as models/wide_relu.py; or a "
+                     "table (.csv, .tsv, .txt, plain or packed, .npz), with --target")
+    run.add_argument("--out", metavar="DIR", help="run directory (default: runs/NAME, of a table its file's)")
     run.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], nargs="+", dest="settings",
                      help="replace settings; may be repeated")
-    run.add_argument("--data", metavar="TABLE", help="a .csv or .npz file in place of the experiment's own table")
+    run.add_argument("--data", metavar="TABLE", help="a table's file in place of the experiment's own table")
     run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
     run.add_argument("--no-weights", action="store_true", help="keep function values on disk, not the weights")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
                       "calibration of NumPyro models of your own, and the spectrum of older runs")
     page.set_defaults(command=_report)
     _compare_parser(commands)
+    _board_parser(commands)
 
     info = commands.add_parser("info", help="versions, or what a run contains")
     info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
@@ -87,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from .runs.experiment import load_experiment
+    from .runs.reading import is_table
+    from .runs.table_experiment import TABLE_FILE
 
     settings = {}
     for item in (item for group in arguments.settings for item in group):
@@ -94,18 +99,32 @@ def _run(arguments: argparse.Namespace) -> None:
         if not equals or not name:
             raise ValueError(f"--set takes NAME=VALUE, got {item!r}")
         settings[name.strip()] = value.strip()
-    experiment = load_experiment(arguments.file)
-    for name, value in (("data", arguments.data), ("target", arguments.target)):
+    file, data, out = arguments.file, arguments.data, arguments.out
+    if alone := is_table(file):
+        if data is not None:
+            raise ValueError(f"{file} is a table, and --data {data} another; name one of them")
+        if "target" in settings and arguments.target is None:
+            arguments.target = settings.pop("target")
+        file, data, out = TABLE_FILE, file, out or Path("runs") / Path(file).name.split(".")[0]
+    experiment = load_experiment(file)
+    for name, value in (("data", data), ("target", arguments.target)):
         if value is None:
             continue
         if name not in experiment.settings:
             raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
-                             "models/diabetes.py, breast_cancer.py and digits.py take a table")
+                             "models/table.py, diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
-    run = experiment.run(arguments.out, settings, progress_bar=not arguments.quiet, source=arguments.file,
+    run = experiment.run(out, settings, progress_bar=not arguments.quiet, source=file,
                          keep_weights=not arguments.no_weights)
+    page = None
+    if alone:
+        from .runs.report import report as write
+
+        page = write(run, experiment=experiment)
     if not arguments.quiet:
         print(report(run))
+        if page is not None:
+            print(f"report: {page}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -169,9 +188,60 @@ def _compare(arguments: argparse.Namespace) -> None:
         plots.comparison(found).savefig(temporary, format="png", dpi=150)
     if not arguments.quiet:
         if "y_scale" in first.data.attrs:
+            form = first.data.attrs.get("y_transform", "")
             print(f"φ, loss and log density are those of standardised targets, whose unit is "
-                  f"{first.data.attrs['y_scale']:.4g} of {first.data.attrs['units'] or 'the data'}")
+                  f"{first.data.attrs['y_scale']:.4g} of {form + ' ' if form else ''}"
+                  f"{first.data.attrs['units'] or 'the data'}")
         print(f"{found}\n{out}: {stem}.csv, {stem}.nc, {stem}.png")
+
+
+def _board_parser(commands) -> None:
+    parser = commands.add_parser(
+        "board", help="fit several methods to several tables, and say which is better",
+        description="Fit every method on every table and split, score what was held out, and give for each pair of "
+                    "methods the probability that one is better. Cells that are done are not made again.")
+    parser.add_argument("tables", metavar="TABLE", nargs="+", help="a name of scikit-learn's, a table's file (with "
+                        "--target), a folder of NAME.data.csv.gz and NAME.test_mask.csv.gz, or FOLDER/NAME")
+    parser.add_argument("--methods", metavar="METHOD", nargs="+", default=["default", "ridge", "forest"],
+                        help="default, map, ensemble, mc_dropout, ridge, forest, boosting, gp (default: %(default)s)")
+    parser.add_argument("--splits", metavar="N", type=int, default=10, help="splits of each table (default: 10)")
+    parser.add_argument("--target", metavar="COLUMN", default="", help="the column of files to predict")
+    parser.add_argument("--task", default="auto", help="auto, regression or classification")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", metavar="N", type=int, default=1, help="cells at work at a time (default: 1)")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="of a cell, which then counts as failed")
+    parser.add_argument("--retry-failed", action="store_true", help="make cells anew that failed")
+    parser.add_argument("--out", metavar="DIR", default="board", help="where cells and results go (default: board)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.set_defaults(command=_board)
+
+
+def _board(arguments: argparse.Namespace) -> None:
+    import jax
+    import pandas as pd
+
+    from .io import store
+    from .runs.board import board
+
+    out = Path(arguments.out)
+    found = board(arguments.tables, arguments.methods, splits=arguments.splits, key=jax.random.key(arguments.seed),
+                  path=out, target=arguments.target, task=arguments.task, num_processes=arguments.processes,
+                  timeout=arguments.timeout, retry_failed=arguments.retry_failed, progress_bar=not arguments.quiet)
+    scores = [s for s in ("log_density", "rmse", "crps", "accuracy", "brier") if found.table[s].notna().any()]
+    if scores:
+        compared = pd.concat([found.comparison(s).assign(score=s) for s in scores])
+        with store.replacing(out / "comparison.csv") as temporary:
+            compared.to_csv(temporary, index=False)
+        for score in scores:
+            with store.replacing(out / f"{score}.png") as temporary:
+                found.figure(score).savefig(temporary, format="png", dpi=150)
+    if not arguments.quiet:
+        print(found)
+        for row in found.table[found.table["error"].notna()].itertuples():
+            print(f"{row.method} failed on {row.table}, split {row.split}: {row.error}")
+        files = ["board.csv", *(["comparison.csv"] if scores else []), *(f"{s}.png" for s in scores)]
+        print(f"{out}: {', '.join(files)}")
 
 
 def _run_and_method(text: str):
@@ -206,8 +276,8 @@ def report(run) -> str:
         lines.append("not finished; stages done: " + (", ".join(manifest["stages"]) or "none"))
     if run.file("summary", None, ".csv").is_file():
         table = run.summary[list(COLUMNS)].rename(columns=COLUMNS)
-        units = f", in units of {run.data.attrs['units']}" if run.data.attrs.get("units") else ""
-        lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input{units}, by cutoff Λ (per datum)",
+        lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input{units_of(run)}, by cutoff Λ (per "
+                  "datum)",
                   table.to_string(index=False, float_format=lambda v: f"{v:.4g}")]
     if manifest["results"]:
         lines.append("")
@@ -220,10 +290,28 @@ def report(run) -> str:
     seconds = {name: entry["seconds"] for name, entry in manifest["stages"].items()}
     lines.append("")
     lines.append(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in seconds.items()))
+    if (scores := Path(run.path) / "scores.csv").is_file():
+        lines += ["", "held out, at Λ = 0" + units_of(run), scores_text(scores)]
     files = sorted(str(p.relative_to(run.path)) for p in Path(run.path).rglob("*")
                    if p.is_file() and not p.name.startswith("."))
     lines.append(f"{run.path}: {', '.join(files)}")
     return "\n".join(lines)
+
+
+def units_of(run) -> str:
+    """Units of a run's results, in words."""
+    return f", in units of {run.data.attrs['units']}" if run.data.attrs.get("units") else ""
+
+
+def scores_text(path: Path) -> str:
+    """Held-out scores of each method, without their errors."""
+    import pandas as pd
+
+    names = {"rmse": "RMSE", "mean_crps": "CRPS", "accuracy": "accuracy", "mean_brier": "Brier",
+             "mean_log_predictive_density": "log density", "coverage_50": "50 %", "coverage_90": "90 %"}
+    table = pd.read_csv(path)
+    return table[["method", *(n for n in names if n in table)]].rename(columns=names).to_string(
+        index=False, float_format=lambda v: f"{v:.4g}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Everything here looks at φ_θ(x), the network's output, or at predictions made 
 permuted or rescaled without changing the output have no convergence of their own that matters.
 """
 
+from .better import Better, correlated_t, signed_rank
 from .calibration import SBC, sbc
 from .compare import Comparison, compare
 from .convergence import Convergence, convergence
@@ -12,6 +13,7 @@ from .learning import learning_vs_flow
 from .scores import Scores, loo, scores
 
 __all__ = [
+    "Better",
     "Comparison",
     "Convergence",
     "Distance",
@@ -21,6 +23,7 @@ __all__ = [
     "adjust",
     "compare",
     "convergence",
+    "correlated_t",
     "energy_distance",
     "gaussian_wasserstein",
     "kolmogorov_smirnov",
@@ -28,4 +31,5 @@ __all__ = [
     "loo",
     "sbc",
     "scores",
+    "signed_rank",
 ]

@@ -6,6 +6,7 @@
     summary.csv              one row a cutoff; summary_NAME.csv of the others
     couplings.nc             where asked for: cumulants and couplings of the field along the flow;
                              couplings_NAME.nc of the others
+    encoding.csv, encoder.json  of a table: what became of its columns, in words and to be used again
     figures/*.png
 
 `posterior.nc` opens with ``arviz.from_netcdf``, `flow.nc` with ``xarray.open_dataset``. A file is written under
@@ -31,6 +32,7 @@ import xarray as xr
 
 from ..posterior import Posterior
 from .arviz_bridge import posterior_datasets, posterior_from_datasets, tree_from
+from .units import Units
 
 __all__ = ["Run", "load_posterior", "load_run", "save_posterior"]
 
@@ -148,22 +150,31 @@ def drop_weights(path: Path) -> None:
     write_datasets(path, {"sample_stats": read_dataset(path, "sample_stats")})
 
 
-def in_units(flow: xr.Dataset) -> xr.Dataset:
-    """A stored flow in the data's own units, where its targets were standardised.
+def in_units(flow: xr.Dataset, y_test: Any = None) -> xr.Dataset:
+    """A stored flow in the data's own units, where its targets were standardised or transformed.
 
-    The first output φ becomes ``y_mean + y_scale * φ``; a squared loss is multiplied by ``y_scale²``, and a −log p gets
-    the Jacobian, ``+ log y_scale``. Further outputs stay as the model has them.
+    The first output φ is brought back by `Units.back`; a squared loss is multiplied by ``y_scale²``, and a −log p gets
+    the Jacobian, ``+ log y_scale``. Further outputs stay as the model has them. Where the target was transformed (log,
+    rank) too, the Jacobian is that of the test points, and a squared loss is made anew from φ and `y_test`, the targets
+    as the model sees them.
     """
     if "y_scale" not in flow.attrs:
         return flow
-    mean, scale, units = (flow.attrs[name] for name in ("y_mean", "y_scale", "units"))
+    units = Units.of(flow.attrs)
     phi, loss = (flow[name].astype(float) for name in ("phi", "loss"))
-    first = phi.isel(output=[0]) * float(scale) + float(mean)
+    first = phi.isel(output=[0]).copy(data=units.back(phi.isel(output=[0]).values))
     own = xr.concat([first, phi.isel(output=slice(1, None))], "output") if phi.sizes["output"] > 1 else first
-    shifted = loss + math.log(scale) if loss.attrs.get("units") == "nats" else loss * float(scale) ** 2
-    found = flow.assign(phi=own.transpose(*phi.dims).assign_attrs(phi.attrs | {"units": units or "own units"}),
+    if loss.attrs.get("units") == "nats":
+        shifted = loss - float(flow.attrs.get("y_log_jacobian", -math.log(units.scale)))
+    elif units.linear:
+        shifted = loss * units.scale**2
+    else:
+        y = units.back(np.asarray(y_test)).ravel()
+        squares = (first.isel(output=0, point=slice(len(y))) - xr.DataArray(y, dims="point")) ** 2
+        shifted = squares.mean("point").transpose(*loss.dims)
+    found = flow.assign(phi=own.transpose(*phi.dims).assign_attrs(phi.attrs | {"units": units.name or "own units"}),
                         loss=shifted.assign_attrs(loss.attrs))
-    found.attrs = {k: v for k, v in flow.attrs.items() if k not in ("y_mean", "y_scale")}
+    found.attrs = {k: v for k, v in flow.attrs.items() if not k.startswith("y_")}
     return found
 
 
@@ -247,15 +258,15 @@ class Run:
 
         The same as `flows` unless the targets were standardised; then these hold φ and loss as the model has them.
         """
-        return {m: in_units(flow) for m, flow in self.flows.items()}
+        y_test = self.data["y_test"].values if "y_transform" in self.data.attrs else None
+        return {m: in_units(flow, y_test) for m, flow in self.flows.items()}
 
     @property
     def truth(self) -> float | None:
         """True φ at the characteristic input, first output, in the data's own units, where the experiment gives it."""
         if "truth" not in self.data:
             return None
-        attrs = self.data.attrs
-        return float(self.data["truth"].values[0]) * attrs.get("y_scale", 1.0) + attrs.get("y_mean", 0.0)
+        return float(Units.of(self.data.attrs).back(self.data["truth"].values[0]))
 
     def independent(self, method: str) -> bool:
         """Whether a method's draws are independent of each other, by its own word; known without its weights too."""
@@ -299,6 +310,12 @@ class Run:
     def data(self) -> xr.Dataset:
         """``x, y, x_test, y_test, x_probe``, as the model takes them, and ``truth`` where the experiment gives it."""
         return self._read(self.path / "data.nc", read_dataset)
+
+    @cached_property
+    def encoding(self) -> pd.DataFrame | None:
+        """What became of each column of the run's table, one row a column; None where its data are no table."""
+        path = self.path / "encoding.csv"
+        return pd.read_csv(path, keep_default_na=False) if path.is_file() else None
 
     @cached_property
     def summaries(self) -> dict[str, pd.DataFrame]:

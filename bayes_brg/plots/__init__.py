@@ -6,6 +6,7 @@ not) are left out and counted in the legend; where none is left, the function th
 Okabe and Ito's, and every series also has its own line style and marker, so that a figure reads in greyscale.
 """
 
+from .board import board
 from .diagnostics import calibration_curve, comparison, learning_against_flow, rank_uniformity
 from .field import coupling_along_flow, couplings_along_flow, edgeworth_marginals
 from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow, stiff_fraction_along_flow
@@ -18,6 +19,7 @@ __all__ = [
     "LINES",
     "MARKERS",
     "STYLE",
+    "board",
     "calibration_curve",
     "comparison",
     "coupling_along_flow",

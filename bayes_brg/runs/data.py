@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from ..core.checks import check_data, check_positive, num_points
+from ..core.checks import check_choice, check_data, check_positive, num_points
 from ..io import arviz_bridge
+from ..io.units import TRANSFORMS, Units
 
 __all__ = ["Data", "data_dataset"]
 
@@ -36,6 +37,14 @@ class Data:
         and the report of a run are then in the data's own units.
     units : str
         What these are, or the target's name.
+    y_transform : {"", "log", "rank"}
+        Where the target was transformed before: `io.units.Units` has the formula.
+    y_knots : tuple of two tuples
+        Of ``"rank"``: the points of its piecewise linear map.
+    encoder : Encoder, optional
+        What made the inputs from the columns of a table; a run keeps it.
+    encoding : DataFrame, optional
+        What became of each column, one row a column; a run keeps it as ``encoding.csv``, and its report shows it.
     """
 
     x: Any
@@ -47,22 +56,30 @@ class Data:
     y_mean: float = 0.0
     y_scale: float = 1.0
     units: str = ""
+    y_transform: str = ""
+    y_knots: tuple = ((), ())
+    encoder: Any = None
+    encoding: Any = None
 
     def __post_init__(self):
         if not np.isfinite(self.y_mean):
             raise ValueError(f"y_mean must be a finite number, got {self.y_mean!r}")
         check_positive(self.y_scale, "y_scale")
+        check_choice(self.y_transform, "y_transform", TRANSFORMS)
         for inputs, targets in (("x", "y"), ("x_test", "y_test")):
             x, y = check_data(getattr(self, inputs), getattr(self, targets))
             object.__setattr__(self, inputs, x)
             object.__setattr__(self, targets, y)
 
     @property
+    def own(self) -> Units:
+        """Units of the targets."""
+        return Units(float(self.y_mean), float(self.y_scale), self.units, self.y_transform, *self.y_knots)
+
+    @property
     def standardised(self) -> dict[str, Any]:
         """How targets were standardised, as attributes of what is stored; empty where they were not."""
-        if (self.y_mean, self.y_scale) == (0.0, 1.0):
-            return {}
-        return {"y_mean": float(self.y_mean), "y_scale": float(self.y_scale), "units": self.units}
+        return self.own.attrs()
 
     def outputs_at(self) -> tuple[Any, int]:
         """Inputs at which φ is followed, the test inputs and the characteristic one, and the latter's position."""

@@ -7,22 +7,24 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats
 
 from ..core.jackknife import block_jackknife
-from ..diagnostics.scores import Scores
+from ..diagnostics.scores import Scores, mean_sem, predictive, proper_score, scores
 from ..field.correlators import cumulants
 from ..field.couplings import running_couplings
 from ..flow.critical_scale import critical_scale
 from ..flow.flow import Flow
+from ..io.units import Units
 from ..model.bound import bind
 from ..posterior import Posterior
 from .data import Data
 
-__all__ = ["measure", "measure_couplings", "scores_in_units", "summarize"]
+__all__ = ["measure", "measure_couplings", "own_scores", "scores_in_units", "summarize"]
 
 QUANTILES = (0.05, 0.95)
 PHI_STATISTICS: dict[str, Callable[..., Any]] = {
@@ -65,6 +67,8 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     critical = critical_scale(loss.where(xr.DataArray(~diverged, dims=("chain", "draw"))))
     attrs = {"method": method, "cutoff_units": "Fisher information per datum", "characteristic_point": at,
              "num_members": diverged.size, "num_diverged": int(diverged.sum()), **data.standardised}
+    if data.y_transform:  # of the test points, in the mean
+        attrs["y_log_jacobian"] = float(data.own.log_jacobian(data.own.back(data.y_test)).mean())
     likelihood = bind(flow.model, x).likelihood
     if likelihood is not None:
         attrs["likelihood"] = likelihood.record()
@@ -123,15 +127,63 @@ def _stable_rate(posterior: Posterior) -> str:
     return f"; their largest stable learning rates are {rates.min():.3g} to {rates.max():.3g}"
 
 
-def scores_in_units(found: Scores, scale: float) -> Scores:
-    """Scores of standardised targets as those of the data's own units: errors by `scale`, densities by its Jacobian."""
-    if scale == 1:
+def draws_of(law: dict[str, np.ndarray], num_draws: int = 400) -> np.ndarray:
+    """Draws of y (draw, n, outputs) of a predictive law as `diagnostics.scores` has it, the same at each call."""
+    if "draws" in law:
+        return law["draws"]
+    count = len(law["loc"])
+    at = np.arange(max(count, num_draws)) % count
+    noise = np.random.default_rng(0).normal(size=(len(at), *law["loc"].shape[1:]))
+    return law["loc"][at] + law["scale"][at] * noise
+
+
+def scores_in_units(found: Scores, units: Units, law: Callable[[], dict[str, np.ndarray]] | None = None, y: Any = None
+                    ) -> Scores:
+    """Scores of standardised targets as those of the data's own units, densities with their Jacobian.
+
+    Parameters
+    ----------
+    found : Scores
+        As the model sees its targets.
+    units : Units
+    law : callable, optional
+        ``law()`` gives the predictive law, for targets that were transformed: errors and CRPS are then those of draws
+        brought back, their mean the prediction.
+    y : array, optional
+        The targets as the model sees them, likewise.
+    """
+    if not units.attrs():
         return found
     d = found.dataset
-    new = {n: d[n] * scale for n in d.data_vars if str(n).removesuffix("_sem") in ("crps", "mean_crps", "rmse")}
-    shift = np.log(scale) * d.sizes["output"]
-    new |= {n: d[n] - shift for n in ("log_predictive_density", "mean_log_predictive_density")}
+    if units.linear:
+        errors = [n for n in d.data_vars if str(n).removesuffix("_sem") in ("crps", "mean_crps", "rmse")]
+        new: dict[Any, Any] = {n: d[n] * units.scale for n in errors}
+        shift = np.log(units.scale) * d.sizes["output"]
+        new |= {n: d[n] - shift for n in ("log_predictive_density", "mean_log_predictive_density")}
+        return replace(found, dataset=d.assign(new))
+    assert law is not None
+    own = units.back(np.asarray(y, float).reshape(d.sizes["point"], 1))
+    drawn = units.back(draws_of(law()))
+    density = d["log_predictive_density"].values + units.log_jacobian(own)[:, 0]
+    _, crps = proper_score({"draws": drawn}, own)
+    squares, error = mean_sem((drawn.mean(axis=0) - own) ** 2)
+    values = {"mean_log_predictive_density": mean_sem(density), "mean_crps": mean_sem(crps),
+              "rmse": (np.sqrt(squares), error / (2 * np.sqrt(squares)) if squares > 0 else 0.0)}
+    new = {"log_predictive_density": ("point", density), "crps": (("point", "output"), crps)}
+    for name, (value, sem) in values.items():
+        new |= {name: value, f"{name}_sem": sem}
     return replace(found, dataset=d.assign(new))
+
+
+def own_scores(model: Any, posterior: Posterior, data: Data) -> Scores:
+    """Held-out scores of a posterior in the data's own units."""
+    found = scores(model, posterior, data.x_test, data.y_test)
+
+    def law():
+        bound = bind(model, data.x_test)
+        return predictive(bound, posterior, data.x_test, bound.targets(data.y_test), jax.random.key(0))
+
+    return scores_in_units(found, data.own, law, data.y_test)
 
 
 def summarize(flow: xr.Dataset, blocks: int = 25) -> pd.DataFrame:

@@ -17,14 +17,15 @@ from markupsafe import Markup
 
 from ..core.batching import chains as as_chains
 from ..diagnostics.convergence import Convergence, judge
-from ..diagnostics.scores import scores, scores_of_phi
+from ..diagnostics.scores import predictive_of_phi, scores_of_phi
 from ..io.store import Run, load_run, replacing
+from ..io.units import Units
 from ..metric.metric import spectrum_table
 from ..model.likelihoods import Likelihood
 from ..posterior import Posterior
 from . import html, verdicts
 from .experiment import Experiment, load_experiment, named_figures
-from .measures import scores_in_units
+from .measures import own_scores, scores_in_units
 from .stages import caption, make_data
 from .verdicts import Verdict, plus_minus
 
@@ -33,7 +34,7 @@ __all__ = ["report"]
 ENTRIES = 200  # of φ, and of a site's weights, that convergence is judged at
 OWN_FIGURES = {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "field_cumulants",
                "field_couplings"}
-OWN_TABLES = ("summary",)
+OWN_TABLES = ("summary", "encoding")
 
 
 def report(run: Run | str | Path, path: str | Path | None = None, *,
@@ -249,6 +250,18 @@ def _words(value: Any) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, (list, tuple)) else html.number(value)
 
 
+def _table(seen: _Seen) -> Markup:
+    encoding = seen.run.encoding
+    if encoding is None:
+        raise Missing("The data of this experiment are no table: brg.table_experiment, or bayes-brg run FILE.csv "
+                      "--target COLUMN, make runs of one.")
+    left = int((encoding["kind"] == "left out").sum())
+    return html.join(html.paragraph(
+        "What became of each column before the network saw it, by the training rows alone, and what was done to the "
+        f"target and the rows. {int(pd.to_numeric(encoding['inputs']).sum())} inputs"
+        + (f"; {left} columns are left out." if left else ".")), html.table(encoding, "Encoding", tall=True))
+
+
 def _convergence(seen: _Seen) -> Markup:
     out = [html.paragraph(
         "Weights of a network can be permuted or rescaled without a change of its output, so the verdict is about φ at "
@@ -456,7 +469,9 @@ def _scored(seen: _Seen, method: str) -> Any:
         y = run.data["y_test"].values
         phi = flow["phi"].sel(cutoff=0).isel(point=slice(len(y))).transpose("chain", "draw", "point", "output").values
         phi = phi.reshape(-1, *phi.shape[2:])[~flow["diverged"].transpose("chain", "draw").values.ravel()]
-        return scores_in_units(scores_of_phi(likelihood, phi, y, method=method), flow.attrs.get("y_scale", 1.0))
+        return scores_in_units(scores_of_phi(likelihood, phi, y, method=method), Units.of(flow.attrs),
+                               lambda: predictive_of_phi(likelihood, phi, likelihood.targets(y, phi.shape[-1]),
+                                                         jax.random.key(0)), y)
     if seen.experiment is None:
         raise Missing("The run does not say what its model observes (it is a NumPyro model of its own, or an older "
                       "run). Give the file that declares the experiment, which then scores the stored draws: "
@@ -466,8 +481,7 @@ def _scored(seen: _Seen, method: str) -> Any:
     posterior, kept = run.posteriors[method], ~flow["diverged"].transpose("chain", "draw").values.ravel()
     if not kept.all():
         posterior = Posterior({s: v[None, kept] for s, v in posterior.flat().items()}, {}, posterior.method)
-    found = scores(seen.experiment.model(settings), posterior, data.x_test, data.y_test)
-    return scores_in_units(found, data.y_scale)
+    return own_scores(seen.experiment.model(settings), posterior, data)
 
 
 def _methods(seen: _Seen) -> Markup:
@@ -564,6 +578,7 @@ def _reproduce(seen: _Seen) -> Markup:
 SECTIONS: dict[str, tuple[str, Callable[[_Seen], Markup]]] = {
     "summary": ("In short", _summary),
     "what": ("What was run", _what),
+    "table": ("The table", _table),
     "convergence": ("Convergence", _convergence),
     "spectrum": ("Sloppiness spectrum", _spectrum),
     "loss": ("Loss and stiff fraction", _loss),

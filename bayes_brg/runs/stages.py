@@ -122,6 +122,11 @@ def make_flow(experiment: Any, settings: Settings, method: str, model: Any, post
 # -- what each stage makes ------------------------------------------------------------------------------------
 def keep_data(work: Work) -> None:
     """The data and the probe inputs, as the model sees them."""
+    if work.data.encoding is not None:
+        write_table(work.run.path / "encoding.csv", work.data.encoding)
+    if work.data.encoder is not None:
+        with store.replacing(work.run.path / "encoder.json") as temporary:
+            temporary.write_text(work.data.encoder.record() + "\n", encoding="utf-8")
     store.write_datasets(work.run.path / "data.nc", {None: data_dataset(work.data, work.probe)})
 
 

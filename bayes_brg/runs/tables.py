@@ -1,14 +1,10 @@
-"""Tables of real data: from a file, to inputs and targets, to an experiment with held-out scores."""
+"""Tables of real data as people have them: from a file or a DataFrame to encoded inputs and targets."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +13,17 @@ import numpy as np
 import pandas as pd
 
 from ..core.arrays import check_floats, read_array
-from ..core.checks import check_key
-from ..diagnostics.scores import Scores, scores
-from ..inference.approximations import map_estimate
-from ..inference.default import sample
-from ..inference.ensemble import ensemble
-from ..posterior import Posterior
+from ..core.checks import check_choice, check_count, check_key
+from ..io.units import TRANSFORMS, Units
+from .columns import HEAVY, normal_scores, tail
 from .data import Data
-from .experiment import Experiment
-from .measures import scores_in_units
-from .verdicts import ahead
+from .encoding import fit_encoder
+from .reading import Read, is_table, problems_error, read_frame, read_npz, typed
 
-__all__ = ["Table", "load_table", "table_experiment"]
+__all__ = ["TASKS", "Table", "load_table"]
+
+TASKS = ("auto", "regression", "classification")
+FEW = 10  # different whole numbers up to which a target is taken for classes, where each is there ten times in the mean
 
 
 @dataclass(frozen=True)
@@ -37,35 +32,86 @@ class Table:
 
     Attributes
     ----------
-    x : array (n, dim)
+    x : array (n, dim) or DataFrame
+        Inputs. Numbers where all columns are; else a DataFrame of numbers, booleans, times and text. Entries may be
+        missing.
     y : array (n,)
-        Numbers, or the index of each datum's class.
+        Numbers, or the index of each datum's class; none missing.
     columns : tuple of str
         Names of the inputs.
     target : str
     classes : tuple, optional
         Names of the classes, where targets are labels.
+    notes : mapping of str to str
+        What reading a column decided, by its name.
+    whole : tuple of str
+        What is to be said of the whole table.
     """
 
-    x: np.ndarray
+    x: Any
     y: np.ndarray
     columns: tuple[str, ...] = ()
     target: str = "y"
     classes: tuple = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
 
     def __post_init__(self):
-        x, y = check_floats(self.x, "x", finite=False), np.asarray(read_array(self.y, "y", finite=False))
+        notes = dict(self.notes)
+        if isinstance(self.x, pd.DataFrame):
+            names = tuple(self.columns) or tuple(map(str, self.x.columns))
+            read = [typed(self.x.iloc[:, i].rename(n)) for i, n in enumerate(names)]
+            notes |= {n: r.note for n, r in zip(names, read, strict=True) if r.note}
+            x: Any = pd.DataFrame({n: r.values for n, r in zip(names, read, strict=True)})
+            if all(pd.api.types.is_float_dtype(x[n].dtype) for n in names):
+                x = x.to_numpy(np.float64)
+        else:
+            x = check_floats(self.x, "x", finite=False)
+        y = np.asarray(read_array(self.y, "y", finite=False))
         if x.ndim != 2 or y.shape != (len(x),):
             raise ValueError(f"a table needs inputs (n, dim) and targets (n,), got {x.shape} and {y.shape}")
-        object.__setattr__(self, "columns", tuple(self.columns) or tuple(f"x{i}" for i in range(x.shape[1])))
-        for values, names in ((x, self.columns), (y[:, None], (self.target,))):
-            bad = ~np.isfinite(values)
-            if bad.any():
-                row, column = np.argwhere(bad)[0]
-                raise ValueError(f"column {names[column]!r} has no finite value at row {row} ({bad.sum()} such entries "
-                                 "in the table); fill them in or drop their rows")
+        object.__setattr__(self, "columns", tuple(self.columns) or (
+            tuple(map(str, x.columns)) if isinstance(x, pd.DataFrame) else tuple(f"x{i}" for i in range(x.shape[1]))))
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
+        object.__setattr__(self, "notes", notes)
+        if problems := self._infinite():
+            raise ValueError("; ".join(problems))
+
+    def _infinite(self) -> list[str]:
+        """What is said of entries that are no numbers and not missing either."""
+        frame, found = self.frame, []
+        for name in self.columns:
+            values = frame[name]
+            if pd.api.types.is_float_dtype(values.dtype) and (bad := np.isinf(values.to_numpy())).any():
+                found.append(f"column {name!r} has no finite value at row {bad.argmax()} ({bad.sum()} such entries); "
+                             "correct them, or leave them empty where nothing was measured")
+        bad = ~np.isfinite(self.y)
+        if bad.any():
+            found.append(f"column {self.target!r} has no finite value at row {bad.argmax()} ({bad.sum()} such entries "
+                         "in the table); it is the target: drop their rows")
+        return found
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The inputs by name: float64, boolean, datetime64 or text (object)."""
+        return self.x if isinstance(self.x, pd.DataFrame) else pd.DataFrame(self.x, columns=list(self.columns))
+
+    # -- regression or classes ----------------------------------------------------------------------------
+    def as_task(self, task: str = "auto") -> Table:
+        """The table for a regression or for a classifier.
+
+        Parameters
+        ----------
+        task : {"auto", "regression", "classification"}
+            ``"auto"``: classes where the target is text or yes and no, or has at most ten values, all whole numbers,
+            each of them ten times in the mean.
+        """
+        if check_choice(task, "task", TASKS) == "regression":
+            return self.numeric()
+        few = np.zeros(0) if self.classes else np.unique(self.y)
+        whole = 2 <= len(few) <= FEW and len(self.y) >= 10 * len(few) and bool(np.all(few == np.round(few)))
+        return self.labelled() if task == "classification" or whole else self
 
     def labelled(self) -> Table:
         """The table with targets as classes 0, 1, …: for a classifier, when they are numbers so far."""
@@ -75,7 +121,8 @@ class Table:
         if len(classes) < 2 or len(classes) > max(50, len(self.y) // 10):
             raise ValueError(f"target {self.target!r} has {len(classes)} different values in {len(self.y)} rows, which "
                              "does not look like classes; name a column of labels, or use a regression model")
-        return Table(self.x, index, self.columns, self.target, tuple(classes.tolist()))
+        names = tuple(int(c) if float(c).is_integer() else c for c in classes.tolist())
+        return replace(self, y=index, classes=names)
 
     def numeric(self) -> Table:
         """The table, if its targets are numbers: for a regression."""
@@ -84,11 +131,10 @@ class Table:
                              "regression cannot fit; use a classifier such as models/digits.py")
         return self
 
-    def split(self, key: Any, *, num_test: int | None = None, num_train: int | None = None) -> Data:
-        """Standardised `Data` with a held-out part.
-
-        Inputs, and targets that are numbers, are brought to mean 0 and standard deviation 1 by the training rows
-        alone. Columns that are constant there are 0 in all rows.
+    # -- data of an experiment ----------------------------------------------------------------------------
+    def split(self, key: Any, *, num_test: int | None = None, num_train: int | None = None, max_rows: int = 0,
+              target_transform: str | None = None, heavy: str = "auto") -> Data:
+        """Encoded, standardised `Data` with a held-out part drawn at random.
 
         Parameters
         ----------
@@ -98,16 +144,18 @@ class Table:
             Held-out rows; default a quarter.
         num_train : int, optional
             Training rows; default all others.
+        max_rows, target_transform, heavy
+            As in `take`.
 
         Returns
         -------
         Data
-            With ``y_mean``, ``y_scale`` and the target's name, by which a run gives results in the target's own units.
+            As of `take`.
 
         Raises
         ------
         ValueError
-            If there are too few rows, or targets that are numbers are all the same in the training rows.
+            If there are too few rows, or as `take`.
         """
         n = len(self.y)
         test = max(1, n // 4) if num_test is None else num_test
@@ -115,34 +163,118 @@ class Table:
         if test < 1 or train < 2:
             raise ValueError(f"the table has {n} rows: {test} to hold out leave {n - test} to learn from")
         order = np.asarray(jax.random.permutation(check_key(key), n))
-        rows, held = order[test:test + train], order[:test]
-        # By its range: the standard deviation of a constant such as 0.1 is not 0 but its rounding.
-        varies = np.ptp(self.x[rows], axis=0) > 0
-        mean, scale = self.x[rows].mean(0), np.where(varies, self.x[rows].std(0), 1.0)
-        x = np.where(varies, (self.x - mean) / scale, 0.0)
-        y: np.ndarray = self.y
-        own: dict[str, Any] = {}
-        if not self.classes:
-            if np.ptp(self.y[rows]) == 0:
-                raise ValueError(f"target {self.target!r} is {self.y[rows][0]:g} in all {train} training rows; there "
-                                 "is nothing to learn from them")
-            own = {"y_mean": float(self.y[rows].mean()), "y_scale": float(self.y[rows].std()), "units": self.target}
-            y = ((self.y - own["y_mean"]) / own["y_scale"])[:, None]
+        return self.take(order[test:test + train], order[:test], max_rows=max_rows, target_transform=target_transform,
+                         heavy=heavy)
+
+    def take(self, train: Sequence[int] | np.ndarray, test: Sequence[int] | np.ndarray, *, max_rows: int = 0,
+             target_transform: str | None = None, heavy: str = "auto") -> Data:
+        """Encoded, standardised `Data` of chosen rows. Everything is fitted on the training rows alone.
+
+        Numbers have mean 0 and standard deviation 1; so has a target of numbers. Missing entries get the median, and an
+        input that marks them; text gets an input a level, rare ones pooled; times become days, and the sines and
+        cosines of the cycles they span; columns that are constant, or say what an earlier one does, are left out.
+
+        Parameters
+        ----------
+        train, test : array of int
+            Rows.
+        max_rows : int
+            A model is given at most so many training rows, the first of them (as `split` has drawn them); all fit the
+            encoder. 0: all.
+        target_transform : {None, "log", "rank"}
+            What a target of numbers goes through before it is standardised. Densities get its Jacobian.
+        heavy : {"auto", "log", "rank", "none"}
+            What is done about heavy tails of inputs: see `Encoder`.
+
+        Returns
+        -------
+        Data
+            With ``y_mean``, ``y_scale`` and the target's name, by which a run gives results in the target's own units,
+            ``encoder``, and ``encoding``: every decision as a table.
+
+        Raises
+        ------
+        ValueError
+            If targets that are numbers are all the same in the training rows, cannot be transformed, or no column
+            varies.
+        """
+        rows, held = np.asarray(train), np.asarray(test)
+        limit = check_count(max_rows, "max_rows", 0)
+        name = check_choice(target_transform or "", "target_transform", TRANSFORMS)
+        frame = self.frame
+        encoder = fit_encoder(frame.iloc[rows], heavy)
+        fitted = rows[:limit] if limit else rows
+        notes: list[str] = []
+        x, x_test = encoder.encode(frame.iloc[fitted]), encoder.encode(frame.iloc[held], notes)
+        units = Units() if self.classes else self._units(rows, name)
+        if self.classes and name:
+            raise ValueError(f"target {self.target!r} holds classes, which have no {name} transform")
+        y: np.ndarray = self.y if self.classes else units.forward(self.y)[:, None]
         dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
-        x, y = x.astype(dtype), y.astype(int if self.classes else dtype)
-        return Data(x[rows], y[rows], x[held], y[held], **own)
+        y = y.astype(int if self.classes else dtype)
+        own: dict[str, Any] = {} if self.classes else {
+            "y_mean": units.mean, "y_scale": units.scale, "units": self.target, "y_transform": units.transform,
+            "y_knots": (units.knots, units.scores)}
+        encoding = self._encoding(encoder.table(), units, rows, fitted, held, notes)
+        return Data(x.astype(dtype), y[fitted], x_test.astype(dtype), y[held], **own, encoder=encoder,
+                    encoding=encoding)
+
+    def _units(self, rows: np.ndarray, transform: str) -> Units:
+        y = self.y[rows].astype(float)
+        if np.ptp(y) == 0:
+            raise ValueError(f"target {self.target!r} is {y[0]:g} in all {len(y)} training rows; there is nothing to "
+                             "learn from them")
+        if transform == "log" and (low := self.y <= 0).any():
+            raise ValueError(f"target {self.target!r} is {self.y[low.argmax()]:g} at row {low.argmax()} ({low.sum()} "
+                             "such rows), and has no logarithm there; target_transform='rank' takes any number")
+        plain = Units(0.0, 1.0, self.target, transform, *(normal_scores(y) if transform == "rank" else ((), ())))
+        moved = plain.forward(y)
+        return replace(plain, mean=float(moved.mean()), scale=float(moved.std()))
+
+    def _encoding(self, table: pd.DataFrame, units: Units, rows: np.ndarray, fitted: np.ndarray, held: np.ndarray,
+                  notes: list[str]) -> pd.DataFrame:
+        """Every decision: the encoder's table, the target, the rows."""
+        told = [f"{text}; {self.notes[name]}" if name in self.notes else text
+                for name, text in zip(table["column"], table["encoding"], strict=True)]
+        target: dict[str, Any] = {"column": self.target, "missing": 0, "inputs": 0}
+        if self.classes:
+            share = np.bincount(self.y[rows], minlength=len(self.classes)) / len(rows)
+            listed = ", ".join(f"{c} {s:.0%}" for c, s in zip(self.classes[:12], share, strict=False))
+            target |= {"kind": "target, classes", "encoding": f"{len(self.classes)} classes: {listed}"
+                       + ", …" * (len(self.classes) > 12)}
+        else:
+            form = {"": "as measured", "log": "its logarithm", "rank": "normal scores of its ranks, linear between "
+                    f"{len(units.knots)} points"}[units.transform]
+            heavy = not units.transform and tail(self.y[rows]) > HEAVY
+            target |= {"kind": "target, numbers", "encoding": f"{form}, standardised (mean {units.mean:.6g}, sd "
+                       f"{units.scale:.6g}); results are in its own units"
+                       + ("" if units.linear else ", φ brought back (a median), densities with the Jacobian")
+                       + ("; its tail is heavy: target_transform=log or rank may fit better" if heavy else "")}
+        if self.target in self.notes:
+            target["encoding"] += f"; {self.notes[self.target]}"
+        said = [f"{len(rows)} rows to learn from, {len(held)} held out"]
+        if len(fitted) < len(rows):
+            said.append(f"models are fitted to {len(fitted)} of them, drawn at random, and the encoding to all")
+        said += [*self.whole, *notes]
+        last = {"column": "(rows)", "kind": "rows", "missing": 0, "inputs": 0, "encoding": "; ".join(said)}
+        return pd.concat([table.assign(encoding=told), pd.DataFrame([target, last])], ignore_index=True)[
+            list(table.columns)]
 
 
-def load_table(path: str | Path, target: str = "") -> Table:
-    """A table from a CSV file, or from arrays in an NPZ file.
+# -- from a file ----------------------------------------------------------------------------------------------
+def load_table(path: str | Path | pd.DataFrame, target: str = "") -> Table:
+    """A table from a CSV file, from a DataFrame, or from arrays in an NPZ file.
 
     Parameters
     ----------
-    path : str or Path
-        ``*.csv`` with commas and a header, every column but the target an input; or ``*.npz`` with arrays ``x``
-        (n, dim) and ``y`` (n,) or (n, 1), or one array (n,) for each column.
+    path : str, Path or DataFrame
+        ``*.csv``, ``*.tsv`` or ``*.txt``, plain or packed (``.gz``, ``.bz2``, ``.xz``): a header, values separated by
+        commas, semicolons, tabs or bars, every column but the target an input. Numbers may have a decimal comma,
+        thousands marked, a currency; dates, yes and no, and text are read as such; entries may be missing. Or
+        ``*.npz`` with arrays ``x`` (n, dim) and ``y`` (n,) or (n, 1), or one array (n,) for each column.
     target : str
-        The column to predict. Text there is taken as names of classes. It may be left out for an NPZ file with ``y``.
+        The column to predict. Text, or yes and no, there is taken as names of classes; rows without it are left out.
+        It may be left out for an NPZ file with ``y``.
 
     Returns
     -------
@@ -151,176 +283,88 @@ def load_table(path: str | Path, target: str = "") -> Table:
     Raises
     ------
     FileNotFoundError, ValueError
-        For no such file, another kind of file, other separators than commas, columns without a name or with the same
-        one, no such column (the nearest is named), a column of text among the inputs, or missing values, by column and
-        row (from 0, below the header).
+        For no such file, or another kind of file. For all that is wrong with a table at once, each with what mends it:
+        columns without a name or with the same one, lines of other lengths, no such target (the nearest is named), a
+        target that is text without being classes, infinite values.
     """
-    path = Path(path)
+    whole: list[str] = []
+    problems: list[str] = []
+    label: Any = path
+    read: Read | None
+    if isinstance(path, pd.DataFrame):
+        label, read = "the DataFrame", Read(path.rename(columns=str), {}, [])
+        if len(set(read.frame.columns)) < len(read.frame.columns):
+            problems.append("several of its columns have one name; rename or drop all but one")
+    else:
+        label, read, target = _read_file(Path(path), target, problems)
+    if read is not None and not len(read.frame):
+        problems.append("it has no rows")
+    if problems or read is None:
+        raise problems_error(label, problems)
+    frame, notes = read.frame, dict(read.notes)
+    whole += read.whole
+    names = [str(n) for n in frame.columns]
+    if not target:
+        problems.append(f"say which column is the target; its columns are {', '.join(names)}")
+    elif target not in names:
+        close = difflib.get_close_matches(target, names, n=1)
+        problems.append(f"it has no column {target!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+                        + f"; its columns are {', '.join(names)}")
+    if len(names) < 2:
+        problems.append(f"it has {names[0]!r} alone, and needs at least one input column beside the target")
+    columns: dict[str, pd.Series] = {}
+    for name in names:
+        found = typed(frame[name])
+        if found.note:
+            notes[name] = found.note
+        values = columns[name] = found.values
+        if pd.api.types.is_float_dtype(values.dtype) and (bad := np.isinf(values.to_numpy())).any():
+            problems.append(f"column {name!r} has no finite value at row {bad.argmax()} ({bad.sum()} such entries); "
+                            "correct them, or leave them empty where nothing was measured")
+    y, classes, kept = np.zeros(0), (), np.zeros(0, bool)  # type: np.ndarray, tuple, np.ndarray
+    if target in columns:
+        y, classes, kept = _targets(columns[target], target, problems)
+    if problems:
+        raise problems_error(label, problems)
+    if not kept.all():
+        whole.append(f"{int((~kept).sum())} rows without a target are left out")
+    inputs = pd.DataFrame({n: c[kept].reset_index(drop=True) for n, c in columns.items() if n != target})
+    return Table(inputs, y[kept], tuple(inputs.columns), target, classes, notes, tuple(whole))
+
+
+def _read_file(path: Path, target: str, problems: list[str]) -> tuple[Path, Read | None, str]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".npz"):
-        raise ValueError(f"{path} is neither .csv nor .npz; save the table as one of them")
+    if not is_table(path):
+        raise ValueError(f"{path} is neither .csv nor .npz (nor .tsv, .txt, packed or not); save the table as one of "
+                         "them, as pandas.read_excel(path).to_csv(path, index=False) does")
+    if path.suffix.lower() != ".npz":
+        return path, read_frame(path, problems), target
     try:
-        frame, target = _frame_of_npz(path, target) if kind == ".npz" else (_frame_of_csv(path), target)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8; save it in that encoding") from None
-    except (OSError, ValueError, csv.Error) as error:  # pandas's parser errors are ValueErrors
-        raise ValueError(f"{path} cannot be read as a table: {error}") from None
-    if not target:
-        raise ValueError(f"say which column of {path} is the target; its columns are {', '.join(frame.columns)}")
-    if target not in frame.columns:
-        close = difflib.get_close_matches(target, list(frame.columns), n=1)
-        raise ValueError(f"{path} has no column {target!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
-                         + f"; its columns are {', '.join(frame.columns)}")
-    if len(frame.columns) < 2:
-        raise ValueError(f"{path} has the target {target!r} alone; it needs at least one input column")
-    inputs = frame.drop(columns=target)
-    for name in frame.columns:
-        missing = frame[name].isna().to_numpy()
-        if missing.any():
-            raise ValueError(f"column {name!r} of {path} has no value at row {missing.argmax()} ({missing.sum()} of "
-                             f"{len(frame)} rows); fill them in or drop the rows")
-    for name in inputs.columns:
-        if not pd.api.types.is_numeric_dtype(inputs[name]):
-            row = int(pd.to_numeric(inputs[name], errors="coerce").isna().to_numpy().argmax())
-            raise ValueError(f"column {name!r} of {path} holds text (row {row}: {str(inputs[name].iloc[row])!r}); turn "
-                             "it into numbers (pandas.get_dummies for categories) or drop it")
-    y, classes = frame[target], ()  # type: tuple[pd.Series, tuple]
-    if not pd.api.types.is_numeric_dtype(y) or pd.api.types.is_bool_dtype(y):
-        codes, names = pd.factorize(y, sort=True)
-        y, classes = pd.Series(codes), tuple(str(c) for c in names)
-    return Table(inputs.to_numpy(float), y.to_numpy(), tuple(inputs.columns), target, classes)
+        frame, target = read_npz(path, target)
+    except (OSError, ValueError) as error:
+        problems.append(str(error))
+        return path, None, target
+    return path, Read(frame, {}, []), target
 
 
-def _frame_of_csv(path: Path) -> pd.DataFrame:
-    # The header by itself: pandas renames columns of one name and of none, and takes a first column that the header
-    # does not count for row labels, which would move every value to another name.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (row for row in csv.reader(file) if row)
-        names, first = [name.strip() for name in next(rows, [])], next(rows, [])
-    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
-        if len(names) == 1 and separator in names[0]:
-            raise ValueError(f"its values are separated by {word}; save it with commas between them and points in "
-                             f"numbers, as pandas.read_csv(path, sep={separator!r}).to_csv(path, index=False) does")
-    if "" in names:
-        raise ValueError(f"column {names.index('')} has no name (is it an index that was saved along?); name it or "
-                         "drop it")
-    if twice := [n for n, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"several columns have the name {twice[0]!r}; rename or drop all but one")
-    if not first:
-        raise ValueError("it has a header but no rows" if names else "it is empty")
-    if len(first) != len(names):
-        raise ValueError(f"its header has {len(names)} names ({', '.join(names)}) but its first row {len(first)} "
-                         "values; give every column a name")
-    frame = pd.read_csv(path, encoding="utf-8-sig")
-    frame.columns = names
-    return frame
-
-
-def _frame_of_npz(path: Path, target: str) -> tuple[pd.DataFrame, str]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive of arrays; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
-    if imaginary := [name for name, v in held.items() if v.dtype.kind == "c"]:
-        raise ValueError(f"{imaginary[0]} holds complex numbers; give their parts as columns")
-    if set(held) >= {"x", "y"} and held["x"].ndim == 2 and target in ("", "y"):
-        if held["y"].shape == (len(held["x"]), 1):
-            held["y"] = held["y"][:, 0]
-        if held["y"].shape != held["x"].shape[:1]:
-            raise ValueError(f"y has shape {held['y'].shape} but x has {held['x'].shape}")
-        return pd.DataFrame({**{f"x{i}": c for i, c in enumerate(held["x"].T)}, "y": held["y"]}), "y"
-    wrong = [f"{k} {v.shape}" for k, v in held.items() if v.ndim != 1]
-    if wrong or len({len(v) for v in held.values()}) > 1:
-        raise ValueError("it needs arrays x (n, dim) and y (n,), or arrays (n,) of one length, one a column; it has "
-                         + ", ".join(f"{k} {v.shape}" for k, v in held.items()))
-    return pd.DataFrame(held), target
-
-
-def _sample(model, x, y, key, settings):
-    return sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
-
-
-def _ensemble(model, x, y, key, settings):
-    return ensemble(model, x, y, key=key, num_members=settings.num_members, train="all", objective="randomized_map",
-                    optimizer="adam", learning_rate=0.01, num_epochs=settings.num_epochs)
-
-
-def ahead_of_one(found: Scores, single: Scores, method: str) -> dict[str, Any]:
-    """Whether averaging over draws predicts better than one network: errors are those of the paired difference."""
-    gain = (found.dataset["log_predictive_density"] - single.dataset["log_predictive_density"]).values
-    said = ahead(gain.mean(), gain.std(ddof=1) / np.sqrt(gain.size) if gain.size > 1 else np.nan, method,
-                 "the single most probable network", "nats of log predictive density per held-out datum")
-    return {"method": method, "holds": said.holds, "verdict": said.text}
-
-
-# -- an experiment on a table ---------------------------------------------------------------------------------
-def table_experiment(name: str, table: Callable[[], Table], model: Callable[[Any, Table], Any],
-                     infer: Mapping[str, Callable[..., Posterior]] | None = None, *, classes: bool,
-                     settings: Mapping[str, Any], metric: Any = None, flow: Any = None, couplings: int = 0
-                     ) -> Experiment:
-    """An experiment on real data, in whose place a user's table can be put.
-
-    ``bayes-brg run FILE --data file.csv --target column`` sets the settings ``data`` and ``target``, which it has
-    besides its own, as it has ``num_train`` (0: three quarters of the rows). The Fisher metric is averaged over the
-    training inputs. When all is done, the held-out scores at Λ = 0 of every method, and of the single most probable
-    network (`map_estimate`), are left in ``scores.csv`` and ``figures/calibration.png``, in the target's own
-    units, and whether a method predicts better than that network in ``verdicts.csv``.
-
-    Parameters
-    ----------
-    name : str
-    table : callable
-        ``table()`` returns the bundled `Table`.
-    model : callable
-        ``model(settings, table)`` returns the network; ``table.x`` and ``table.classes`` say its sizes.
-    infer : mapping of str to callable, optional
-        As in `Experiment`; default: all weights by the default method of `sample` (settings ``num_warmup``,
-        ``num_samples``), and a randomised-MAP `ensemble` trained by Adam (``num_members``, ``num_epochs``).
-    metric, flow, couplings
-        As in `Experiment`.
-    classes : bool
-        Whether targets are labels.
-    settings : mapping
-        Names and default values.
-
-    Returns
-    -------
-    Experiment
-    """
-    @lru_cache(maxsize=4)
-    def read(path: str, target: str) -> Table:
-        if target and not path:
-            raise ValueError(f"target {target!r} is a column of no table; name its file, --data FILE")
-        found = load_table(path, target) if path else table()
-        return found.labelled() if classes else found.numeric()
-
-    def network(chosen):
-        return model(chosen, read(chosen.data, chosen.target))
-
-    def data(chosen, key):
-        return read(chosen.data, chosen.target).split(key, num_train=chosen.num_train or None)
-
-    def extras(run, flows):
-        chosen = experiment.with_settings(run.settings)
-        net, held = network(chosen), run.data
-        best = map_estimate(net, held["x"].values, held["y"].values, key=jax.random.key(chosen.seed))
-        single = Posterior({s: v[None, None] for s, v in best.items()}, {"independent": True}, "map")
-        methods = {m: flows[m].posterior for m in flows} | {"map": single}
-        found = {m: scores_in_units(scores(net, p, held["x_test"].values, held["y_test"].values),
-                                    held.attrs.get("y_scale", 1.0)) for m, p in methods.items()}
-        rows = []
-        for label, one in found.items():
-            names = [n for n in one.dataset if not one.dataset[n].dims and not str(n).endswith("_mcse")]
-            rows.append({"method": label, **{str(n): float(one.dataset[n]) for n in names}})
-        judged = [ahead_of_one(found[m], found["map"], m) for m in flows]
-        from .. import plots
-        return {"scores": pd.DataFrame(rows), "verdicts": pd.DataFrame(judged),
-                "calibration": plots.calibration_curve(found).get_figure()}
-
-    experiment = Experiment(name=name, model=network, data=data, probe=None,
-                            infer=infer or {"sample": _sample, "ensemble": _ensemble}, metric=metric or {},
-                            flow=flow or {}, couplings=couplings, extras=extras,
-                            settings={"data": "", "target": "", "num_train": 0, **settings})
-    return experiment
+def _targets(values: pd.Series, name: str, problems: list[str]) -> tuple[np.ndarray, tuple, np.ndarray]:
+    """Targets, the names of their classes, and which rows have one."""
+    kept = values.notna().to_numpy()
+    if not kept.any():
+        problems.append(f"target {name!r} has no value in any row; name another column")
+        return np.zeros(len(kept)), (), kept
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        problems.append(f"target {name!r} holds dates; predict a length of time, as a number of days")
+        return np.zeros(len(kept)), (), kept
+    if pd.api.types.is_bool_dtype(values.dtype):
+        codes = np.where(kept, values.to_numpy(dtype=object, na_value=False), False).astype(int)
+        return codes, ("no", "yes"), kept
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return values.to_numpy(np.float64), (), kept
+    codes, names = pd.factorize(values.to_numpy(dtype=object), sort=True)
+    if len(names) < 2 or len(names) > max(50, kept.sum() // 10):
+        problems.append(f"target {name!r} holds text of {len(names)} kinds in {int(kept.sum())} rows (such as "
+                        f"{str(names[0])!r}), which does not look like classes; correct what should be numbers, or "
+                        "name another column")
+    return codes, tuple(str(c) for c in names), kept
