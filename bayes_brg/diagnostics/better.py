@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from ..core.arrays import check_floats
 from ..core.checks import check_count, check_positive
@@ -62,8 +62,7 @@ def correlated_t(differences: Any, *, test_fraction: float, rope: float = 0.0) -
     width = float(np.sqrt((1 / n + test_fraction / (1 - test_fraction)) * d.var(ddof=1)))
     if width == 0:  # all alike
         return Better(float(middle > rope), float(abs(middle) <= rope), float(middle < -rope))
-    law = stats.t(n - 1, middle, width)
-    better, worse = float(law.sf(rope)), float(law.cdf(-rope))
+    better, worse = (float(special.stdtr(n - 1, (side * middle - rope) / width)) for side in (1, -1))
     return Better(better, max(0.0, 1 - better - worse), worse)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import INK, _legend, _look, _styled
+from .style import INK, _look, _styled
 
 __all__ = ["board"]
 
@@ -54,7 +54,7 @@ def board(found: Any, score: str = "log_density") -> Figure:
     left.set_ylim(len(tables) - 0.5, -0.5)
     left.set_xlabel(f"{NAMES[score]}\n" + ("" if larger else "log ratio: ") + f"less {first}'s; right: better")
     if len(methods) > 1:
-        _legend(left)
+        figure.legend(loc="outside upper left", ncols=6)
     matrix = np.full((len(methods), len(methods)), np.nan)
     for row in compared[compared["table"] == ""].itertuples():
         i, j = methods.index(row.first), methods.index(row.second)

@@ -70,11 +70,12 @@ class Board:
         """A score by (table, split) and method. A failed cell counts against its method: it has the worst of what the
         others and the guess have there."""
         check_choice(score, "score", SCORES)
-        wide = self.table.pivot(index=["table", "split"], columns="method", values=score)
+        order = pd.MultiIndex.from_frame(self.table[["table", "split"]].drop_duplicates())
+        wide = self.table.pivot(index=["table", "split"], columns="method", values=score).reindex(order)
         guess = self.table.groupby(["table", "split"])[f"guess_{score}"].first()
-        both = pd.concat([wide, guess.rename("guess")], axis=1)
+        both = pd.concat([wide, guess.rename("guess").reindex(order)], axis=1)
         worst = both.min(axis=1) if score in LARGER else both.max(axis=1)
-        failed = self.table.pivot(index=["table", "split"], columns="method", values="error").notna()
+        failed = self.table.pivot(index=["table", "split"], columns="method", values="error").notna().reindex(order)
         wide = wide.mask(failed, pd.DataFrame({m: worst for m in wide.columns}))
         return wide.dropna(how="all")
 
@@ -216,7 +217,7 @@ def board(tables: Any, methods: Any, *, splits: int | Sequence[int] = 10, key: A
             for label, call in calls.items():
                 one = jax.random.fold_in(name_key(name_key(key, name), label), split)
                 data = tuple(np.asarray(jax.random.key_data(one)).ravel().tolist())
-                identity = {"data": digest, "rows": _digest_rows(rows), "key": list(data), "method": _described(call),
+                identity = {"data": digest, "method": _described(call), "key": list(data), "rows": _digest_rows(rows),
                             "options": options, "precision": "float64" if jax.config.jax_enable_x64 else "float32"}
                 cells.append(Cell(name, label, split, source.table, rows, call, (data, str(jax.random.key_impl(one))),
                                   options, identity, root / name / str(split) / f"{label}.json"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .predictive import Predictive
 
@@ -74,9 +75,9 @@ def forest(x, y, x_test, *, key, num_classes: int = 0, num_trees: int = 300) -> 
     return Predictive(loc=model.predict(x_test), scale=np.full(len(x_test), scale))
 
 
-def boosting(x, y, x_test, *, key, num_classes: int = 0) -> Predictive:
-    """Gradient-boosted trees, as many as a fifth of the rows, held out, asks for; noise: the root mean square of the
-    residuals there. The trees are then grown on all rows."""
+def boosting(x, y, x_test, *, key, num_classes: int = 0, max_trees: int = 500) -> Predictive:
+    """Gradient-boosted trees, as many as a fifth of the rows, held out, asks for, `max_trees` at most; noise: the root
+    mean square of the residuals there. The trees are then grown on all rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.model_selection import train_test_split
 
@@ -84,8 +85,14 @@ def boosting(x, y, x_test, *, key, num_classes: int = 0) -> Predictive:
     kind = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
     part = train_test_split(x, y, test_size=0.2, random_state=seed, stratify=y if num_classes and np.bincount(
         y).min() > 1 else None)
+    # Threads that wait for each other over a few rows cost more than they bring.
+    with threadpool_limits(1 if len(x) < 10_000 else None):
+        return _boosted(kind, part, x, y, x_test, seed, num_classes, max_trees)
+
+
+def _boosted(kind, part, x, y, x_test, seed, num_classes, max_trees) -> Predictive:
     x_fit, x_held, y_fit, y_held = part
-    model = kind(max_iter=500, learning_rate=0.05, early_stopping=False, random_state=seed).fit(x_fit, y_fit)
+    model = kind(max_iter=max_trees, learning_rate=0.05, early_stopping=False, random_state=seed).fit(x_fit, y_fit)
     stages = list((model.staged_predict_proba if num_classes else model.staged_predict)(x_held))
     if num_classes:
         at = np.searchsorted(model.classes_, y_held).clip(0, len(model.classes_) - 1)

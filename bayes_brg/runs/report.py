@@ -75,7 +75,8 @@ def report(run: Run | str | Path, path: str | Path | None = None, *,
     if target.is_dir():
         raise ValueError(f"{target} is a directory; name the file to write, such as {target / 'report.html'}")
     seen = _Seen(run, experiment, named_figures(figures))
-    sections = [html.Section(name, title, _guarded(body, seen)) for name, (title, body) in SECTIONS.items()]
+    sections = [html.Section(name, title, _guarded(body, seen)) for name, (title, body) in SECTIONS.items()
+                if name != "table" or run.encoding is not None]
     state = "finished" if run.finished else "not finished: the sections below say what is missing"
     subtitle = [f"A run of bayes_brg {run.manifest.get('versions', {}).get('bayes_brg', '')}; {state}.",
                 "The posterior of a network, flowed to its prior: parameters whose Fisher information is below the "
@@ -252,9 +253,7 @@ def _words(value: Any) -> str:
 
 def _table(seen: _Seen) -> Markup:
     encoding = seen.run.encoding
-    if encoding is None:
-        raise Missing("The data of this experiment are no table: brg.table_experiment, or bayes-brg run FILE.csv "
-                      "--target COLUMN, make runs of one.")
+    assert encoding is not None
     left = int((encoding["kind"] == "left out").sum())
     return html.join(html.paragraph(
         "What became of each column before the network saw it, by the training rows alone, and what was done to the "
