@@ -65,9 +65,14 @@ class Comparison:
         """In words: whether the laws differ, and where."""
         d = self.dataset
         alpha, cutoffs, found = d.attrs["alpha"], d["cutoff"].values, d["differs"].values
+        p = d["energy_p_adjusted"].values
+        lost = int(np.isnan(p).sum())
+        if lost == len(cutoffs):
+            return "nothing could be compared: the energy distance has a p-value at no cutoff"
+        untested = f"; {lost} could not be tested" if lost else ""
         if not found.any():
             return (f"no difference found at any of {len(cutoffs)} cutoffs (smallest adjusted p = "
-                    f"{float(d['energy_p_adjusted'].min()):.3g}, alpha = {alpha:g})")
+                    f"{np.min(p[~np.isnan(p)]):.3g}, alpha = {alpha:g}{untested})")
         runs, start = [], None
         for i, here in enumerate([*found, False]):
             if here and start is None:
@@ -77,7 +82,7 @@ class Comparison:
                 runs.append(f"Λ = {first:.3g}" if start == i - 1 else f"Λ = {first:.3g} to {last:.3g}")
                 start = None
         return (f"the predictive laws differ at {', '.join(runs)}: {int(found.sum())} of {len(cutoffs)} cutoffs "
-                f"(energy distance, family-wise alpha = {alpha:g})")
+                f"(energy distance, family-wise alpha = {alpha:g}{untested})")
 
     def __str__(self) -> str:
         d = self.dataset

@@ -121,6 +121,7 @@ def critical_scale(loss: xr.DataArray, *, definition: str | None = None, ratio: 
     scales = _check(loss, ratio)
     values = np.asarray(loss.transpose("cutoff", "chain", "draw"), np.float64).reshape(len(scales), -1)
     values = values[:, np.isfinite(values[0])]
+    values = np.where(np.isfinite(values), values, np.inf)  # a member that is lost on the way is above all others
     nats = loss.attrs.get("units") == "nats" or bool((values < 0).any())
     if definition is None:
         definition = "loss_rise" if nats else "loss_ratio"

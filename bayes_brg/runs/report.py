@@ -349,12 +349,12 @@ def _distributions(seen: _Seen) -> Markup:
         scale = float(scales[index])
         side = "" if not finite else (" (below Λ_C)" if scale < value else " (above Λ_C)")
         draws = {m: p.isel(cutoff=index) for m, p in seen.phi.items()}
-        one = draws[seen.main].values
+        one = draws[seen.main].values[~seen.run.flow["diverged"].transpose(*draws[seen.main].dims).values]
         title = rf"$\Lambda$ = {_power(scale)}" + side.replace("Λ_C", r"$\Lambda_C$")
         pictures.append(html.picture(
             _figure_of(distribution, draws, seen.run.truth, title=title, size=(5.6, 4.6)),
-            f"Distribution of φ at cutoff {scale:g}{side}: mean {np.nanmean(one):.4g}, sd "
-            f"{np.nanstd(one, ddof=1):.4g}.",
+            f"Distribution of φ at cutoff {scale:g}{side}: mean {np.mean(one):.4g}, sd "
+            f"{np.std(one, ddof=1):.4g}.",
             f"Λ = {scale:.4g}{side}."))
     return html.paragraph(
         "φ at the characteristic input (first output) before the flow, "

@@ -1,7 +1,8 @@
 """Sentences that judge: each is made of numbers and their errors, and can come out either way.
 
 Reports, notebooks and models take what they conclude from here, so that no conclusion is typed ahead of the numbers.
-`VERDICTS` lists them all; a test runs each on data that bear it out and on data that contradict it.
+`VERDICTS` lists them all; a test runs each on data that bear it out and on data that contradict it. No number is
+left out because it is not finite: such a number bears nothing out, and a claim with one in it does not hold.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | Non
     Parameters
     ----------
     loss : DataArray (cutoff, chain, draw)
-        Of the members that count. ``attrs["units"]`` is "nats" for a −log p, whose growth is then a rise in nats.
+        Of the members that count, the others NaN at Λ = 0. ``attrs["units"]`` is "nats" for a −log p, whose growth is
+        then a rise in nats. A loss that is lost further on counts as infinite.
     stiff_fraction : array (cutoff,), optional
     zero_share : float, optional
         Share of the directions whose stiffness is 0 on the probe inputs, of which the flow says nothing but that they
@@ -87,7 +89,10 @@ def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | Non
     """
     scales = np.asarray(loss["cutoff"].values, float)
     values = loss.transpose("cutoff", "chain", "draw").values.astype(float).reshape(len(scales), -1)
-    values = values[:, np.isfinite(values).all(axis=0)]
+    values = values[:, np.isfinite(values[0])]
+    if not values.size:
+        return Verdict(None, "Whether the loss is flat cannot be said: no member has a finite loss at Λ = 0.")
+    values = np.where(np.isfinite(values), values, np.inf)
     nats = loss.attrs.get("units") == "nats" or bool((values < 0).any())
     critical = critical_scale(loss)
 
@@ -98,7 +103,8 @@ def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | Non
     def say(amount: float) -> str:
         return f"{amount:.2g} nats" if nats else f"{amount:.0%}"
 
-    grown, error = growth(values), block_jackknife(growth, values)
+    with np.errstate(invalid="ignore"):  # infinite losses in a median
+        grown, error = growth(values), block_jackknife(growth, values)
     until = int(np.argmin(np.append(grown <= tolerance, False))) - 1  # the last before the first that is beyond
     region = f"It stays within {say(tolerance)} of its level at Λ = 0 up to Λ = {scales[until]:.3g}"
     if until + 1 < len(scales):
@@ -106,8 +112,14 @@ def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | Non
     if not np.isfinite(critical.value):
         return Verdict(None, f"There is no Λ_C to be flat up to: {critical}. {region}.")
     last = int(np.flatnonzero(scales < critical.value)[-1])
+    if not last:
+        return Verdict(None, f"Whether the loss is flat up to Λ_C = {critical.value:.3g} is open: there is no cutoff "
+                             f"between 0 and it. {region}.")
     half = stats.norm.isf((1 - level) / 2) * error[last]
     low, high = grown[last] - half, grown[last] + half
+    if not np.isfinite([low, high]).all():
+        return Verdict(None, f"Whether the loss is flat up to Λ_C is open: its growth at Λ = {scales[last]:.3g} is "
+                             f"{say(grown[last])}, with no error that is known. {region}.")
     holds = True if high <= tolerance else False if low > tolerance else None
     words = {True: "The loss is flat up to Λ_C", False: "The loss is not flat up to Λ_C",
              None: "Whether the loss is flat up to Λ_C is open"}[holds]
@@ -116,7 +128,7 @@ def flat(loss: xr.DataArray, stiff_fraction: Any = None, zero_share: float | Non
     if stiff_fraction is not None:
         gone = 1 - float(np.asarray(stiff_fraction)[last])
         text += f" {gone:.1%} of the directions are given back at Λ = {scales[last]:.3g}"
-        text += "." if zero_share is None or not last else (
+        text += "." if zero_share is None else (
             f"; {zero_share:.1%} have no stiffness at all on the probe inputs, and go at the first cutoff.")
     return Verdict(holds, text)
 
@@ -138,21 +150,38 @@ def agree(value: Any, error: Any, expected: Any, what: str) -> Verdict:
         The largest deviation of all is judged, as the largest of so many.
     what : str
         What they are, to begin the sentence with.
+
+    Returns
+    -------
+    Verdict
+        Holds if all are. Not where any is not finite; undecided where an error is not known.
     """
     value, error, expected = np.broadcast_arrays(*(np.asarray(a, float) for a in (value, error, expected)))
-    usable = np.isfinite(value) & np.isfinite(expected) & (error > 0)
+    lost = ~(np.isfinite(value) & np.isfinite(expected))
+    if lost.any():
+        return Verdict(False, f"{what}: not as expected, {_not_finite(lost)}.")
+    exact = (error == 0) & (value == expected)  # nothing to doubt
+    usable = (error > 0) & np.isfinite(error)
     if not usable.any():
         return Verdict(None, f"{what} cannot be compared: no error is known.")
     z = np.where(usable, (value - expected) / np.where(usable, error, 1.0), 0.0)
     worst = np.unravel_index(np.abs(z).argmax(), z.shape)
     size, count = abs(float(z[worst])), int(usable.sum())
-    chance = float(-np.expm1(count * np.log1p(-2 * stats.norm.sf(size)))) if size < 38 else 0.0
+    with np.errstate(divide="ignore"):  # no deviation at all: p = 1
+        chance = float(-np.expm1(count * np.log1p(-2 * stats.norm.sf(size)))) if size < 38 else 0.0
     pair = f"{plus_minus(float(value[worst]), float(error[worst]))} against {float(expected[worst]):.4g}"
     where = f"{pair}, {size:.1f} standard errors" if count == 1 else (
         f"at most {size:.1f} standard errors apart in {count} comparisons ({pair})")
-    holds = size <= _limit(count)
-    words = "as expected" if holds else "not as expected"
+    holds: bool | None = size <= _limit(count)
+    words, unknown = "as expected" if holds else "not as expected", int((~usable & ~exact).sum())
+    if unknown:
+        where += f"; {unknown} of {value.size} have no error that is known"
+        holds, words = (None, "undecided") if holds else (False, words)
     return Verdict(holds, f"{what}: {words}, {where} (p = {chance:.2g}).")
+
+
+def _not_finite(lost: np.ndarray) -> str:
+    return f"{int(lost.sum())} of {lost.size} numbers are not finite" if lost.size > 1 else "it is not finite"
 
 
 @_listed
@@ -170,30 +199,41 @@ def ahead(gain: Any, error: Any, first: str, second: str, measure: str) -> Verdi
 @_listed
 def signed(value: Any, error: Any, what: str, sign: int = -1) -> Verdict:
     """Have numbers the sign that is claimed (−1 or 1)? Holds if all do by more than their errors allow to doubt."""
-    value, error = np.atleast_1d(np.asarray(value, float)), np.atleast_1d(np.asarray(error, float))
-    z, limit = sign * value / error, _limit(value.size)
-    worst = int(np.nanargmin(z))
+    value, error = np.broadcast_arrays(*(np.atleast_1d(np.asarray(a, float)) for a in (value, error)))
+    lost = ~(np.isfinite(value) & (error > 0) & np.isfinite(error))
+    if lost.all():
+        return Verdict(None, f"{what}: of no certain sign, no number with an error is finite.")
+    z, limit = np.where(lost, np.inf, sign * value / np.where(lost, 1.0, error)), _limit(value.size)
+    worst = int(np.argmin(z))
     name = "negative" if sign < 0 else "positive"
     told = f"{plus_minus(float(value[worst]), float(error[worst]))}" + (" at the least clear" if value.size > 1 else "")
-    if (z > limit).all():
-        return Verdict(True, f"{what}: {name} ({told}).")
+    if lost.any():
+        told += f"; {int(lost.sum())} of {lost.size} numbers or their errors are not finite"
     if z[worst] < -limit:
         return Verdict(False, f"{what}: not {name} ({told}).")
+    if (z > limit).all() and not lost.any():
+        return Verdict(True, f"{what}: {name} ({told}).")
     return Verdict(None, f"{what}: of no certain sign ({told}).")
 
 
 @_listed
 def follow(cutoffs: Any, value: Any, error: Any, expected: Any, what: str) -> Verdict:
-    """Is a curve along the flow where a closed form puts it, and where not?"""
+    """Is a curve along the flow where a closed form puts it, and where not? A scale whose numbers, or their errors, are
+    not finite is off."""
     cutoffs, value, error, expected = (np.asarray(a, float) for a in (cutoffs, value, error, expected))
-    z = (value - expected) / error
-    z = np.abs(z).reshape(len(cutoffs), -1)
+    value, error, expected = (a.reshape(len(cutoffs), -1) for a in np.broadcast_arrays(value, error, expected))
+    same, known = value == expected, np.isfinite(value) & np.isfinite(error) & (error > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(same, 0.0, np.where(known, np.abs(value - expected) / error, np.inf))
     off = np.flatnonzero((z > _limit(z.size)).any(axis=1))
     if not off.size:
-        return Verdict(True, f"{what} is met at every Λ: at most {np.nanmax(z):.1f} standard errors off, of {z.size} "
+        return Verdict(True, f"{what} is met at every Λ: at most {z.max():.1f} standard errors off, of {z.size} "
                              "comparisons.")
+    lost = int((~np.isfinite(z)).any(axis=1).sum())
+    told = f"by up to {z[np.isfinite(z)].max(initial=0):.3g} standard errors" + (
+        f"; at {lost} of them numbers or errors are not finite" if lost else "")
     return Verdict(False, f"{what} is off at {off.size} of {len(cutoffs)} scales, the last Λ = {cutoffs[off[-1]]:.3g}, "
-                          f"by up to {np.nanmax(z):.3g} standard errors.")
+                          f"{told}.")
 
 
 @_listed
@@ -204,14 +244,16 @@ def told_apart(p_values: Any, what: str) -> Verdict:
     p-values cannot be as small as a correction by their number would ask.
     """
     p = np.asarray(p_values, float).ravel()
-    p = p[np.isfinite(p)]
-    if not p.size:
+    lost = int((~np.isfinite(p)).sum())
+    if lost == p.size:
         return Verdict(None, f"{what}: nothing was tested.")
-    whole = float(np.min(p.size * np.sort(p) / np.arange(1, p.size + 1)))
-    count = f"p < .05 at {int((p < 0.05).sum())} of {p.size} scales; all together p = {whole:.2g}"
+    sure = np.where(np.isfinite(p), p, 1.0)  # what was not tested tells nothing apart
+    whole = float(np.min(p.size * np.sort(sure) / np.arange(1, p.size + 1)))
+    count = f"p < .05 at {int((sure < 0.05).sum())} of {p.size} scales; all together p = {whole:.2g}"
+    count += f"; {lost} could not be tested" if lost else ""
     if whole < 0.05:
         return Verdict(True, f"{what} differ ({count}).")
-    return Verdict(False, f"{what} are not told apart by so many draws ({count}).")
+    return Verdict(None if lost else False, f"{what} are not told apart by so many draws ({count}).")
 
 
 # -- a posterior ----------------------------------------------------------------------------------------------
@@ -222,17 +264,23 @@ def gaussian(phi: Any, what: str = "φ at the characteristic input", *, independ
     Parameters
     ----------
     phi : array (chain, draw)
-        Draws that are not finite are left out.
+        Draws that are NaN, as of members that are left out, are no draws; an infinite one is.
     independent : bool
         Whether the draws are; chains are thinned by their autocorrelation time.
     """
     phi = np.atleast_2d(np.asarray(phi, float))
+    infinite = int(np.isinf(phi).sum())
+    if infinite:
+        return Verdict(False, f"{what} is not Gaussian: {infinite} of {phi.size} draws are infinite.")
     chain = phi[:, :, None]
     finite = bool(np.isfinite(phi).all())
-    step = 1 if independent or not finite else math.ceil(autocorrelation_time(np.concatenate(
+    if not finite and not independent:
+        return Verdict(None, f"Whether {what} is Gaussian, chains with {int(np.isnan(phi).sum())} of {phi.size} draws "
+                             "missing do not tell.")
+    step = 1 if independent else math.ceil(autocorrelation_time(np.concatenate(
         [chain, (chain - chain.mean()) ** 2], axis=2)))
     draws = phi[:, ::step].ravel()
-    draws = draws[np.isfinite(draws)]
+    draws = draws[~np.isnan(draws)]
     if draws.size < 20 or np.ptp(draws) == 0:
         return Verdict(None, f"Whether {what} is Gaussian, {draws.size} independent draws do not tell.")
     p = float(stats.normaltest(draws).pvalue)
@@ -240,7 +288,7 @@ def gaussian(phi: Any, what: str = "φ at the characteristic input", *, independ
     error = float(block_jackknife(lambda d: stats.kurtosis(d, axis=-1, bias=False), draws))
     told = f"excess kurtosis {plus_minus(kurtosis, error)}, skewness {stats.skew(draws, bias=False):.2g}, " \
            f"goodness of fit p = {p:.2g} of {draws.size} draws"
-    if p < ALPHA:
+    if not p >= ALPHA:
         return Verdict(False, f"{what} is not Gaussian: {told}.")
     return Verdict(True, f"{what} is Gaussian as far as these draws tell: {told}.")
 
@@ -249,6 +297,8 @@ def gaussian(phi: Any, what: str = "φ at the characteristic input", *, independ
 def calibrated(coverage: float, error: float, level: float, count: int, what: str) -> Verdict:
     """Do predictive intervals of a probability hold that share of the data?"""
     coverage = float(coverage)
+    if not np.isfinite(coverage):
+        return Verdict(False, f"{what}: how many of {count} data {level:.0%} intervals hold is not a finite number.")
     if not error > 0:  # none or all of the data: the binomial's own error instead
         error = math.sqrt(level * (1 - level) / max(count, 1))
     z = (coverage - level) / error
@@ -270,17 +320,23 @@ def trained(loss: Any, reference: Any, what: str, than: str, *, factor: float = 
         Names of the two.
     """
     loss, reference = (np.asarray(a, float).ravel() for a in (loss, reference))
-    finite, known = np.isfinite(loss), reference[np.isfinite(reference)]
-    if finite.mean() < 0.5:
-        return Verdict(False, f"{what} diverges: {int(np.sum(~finite))} of {finite.size} members have no finite loss.")
+    lost, unknown = (~np.isfinite(a) for a in (loss, reference))
+    if unknown.mean() >= 0.5:
+        return Verdict(None, f"{what} cannot be compared with {than}: {int(unknown.sum())} of {unknown.size} members of that have no finite loss.")
+    if lost.mean() >= 0.5:
+        return Verdict(False, f"{what} diverges: {int(lost.sum())} of {lost.size} members have no finite loss.")
+    loss, reference = (np.where(np.isfinite(a), a, np.inf) for a in (loss, reference))  # beyond every other
 
     def middle(values):
         return np.log(np.median(values, axis=-1))
 
-    ratio = float(middle(loss[finite]) - middle(known))
-    error = float(np.hypot(block_jackknife(middle, loss[finite]), block_jackknife(middle, known)))
-    told = (f"its median loss is {np.median(loss[finite]):.3g}, {np.exp(ratio):.3g} times that of {than} "
+    middling = float(np.median(loss))
+    ratio = float(middle(loss) - middle(reference))
+    with np.errstate(invalid="ignore"):
+        error = float(np.hypot(block_jackknife(middle, loss), block_jackknife(middle, reference)))
+    told = (f"its median loss is {middling:.3g}, {np.exp(ratio):.3g} times that of {than} "
             f"({np.exp(ratio - 1.96 * error):.3g} to {np.exp(ratio + 1.96 * error):.3g}, 95 %)")
+    told += f"; {int(lost.sum())} of {lost.size} members have no finite loss" if lost.any() else ""
     edge = math.log(factor)
     if ratio + _limit(1) * error < edge:
         return Verdict(True, f"{what} trains as well as {than}: {told}.")

@@ -79,6 +79,55 @@ def test_what_is_open_is_said_to_be(found, words):
     assert found.holds is None and re.search(words, found.text), found.text
 
 
+def with_one(arguments, lost):
+    """The same arguments with one number of the first array of measurements lost."""
+    at = 1 if isinstance(arguments[0], list) and arguments[0] is CUTOFFS else 0
+    found = list(arguments)
+    if isinstance(found[at], xr.DataArray):
+        found[at] = found[at].copy(deep=True)
+        found[at][2, :, :26] = lost  # of most members, further on
+    else:
+        found[at] = np.array(found[at], float)
+        found[at].flat[-1] = lost
+    return found
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_number_that_is_not_finite_bears_nothing_out(name, lost):
+    """Each claim that holds, once one of its numbers is lost: it must not hold because the rest would."""
+    arguments, _ = CASES[name][0]
+    found = VERDICTS[name](*with_one(arguments, lost))
+    if name == "trained":  # one member of forty that diverged: said, and it counts as worse than all others
+        assert found.holds and "1 of 40 members have no finite loss" in found.text
+    elif name == "told_apart":  # the others still tell
+        assert found.holds and "1 could not be tested" in found.text
+    elif name == "gaussian" and np.isnan(lost):  # a chain with a hole
+        assert found.holds is None and "missing" in found.text
+    else:
+        assert not found, found.text
+
+
+@pytest.mark.parametrize("lost", [np.nan, 0.0])
+@pytest.mark.parametrize("name", ["agree", "signed", "follow", "ahead"])
+def test_an_error_that_is_not_known_bears_nothing_out(name, lost):
+    arguments, _ = CASES[name][0]
+    found = list(arguments)
+    at = 2 if name == "follow" else 1
+    found[at] = np.array(found[at], float)
+    found[at].flat[-1] = lost
+    assert not VERDICTS[name](*found)
+
+
+def test_what_was_not_tested_is_not_called_alike():
+    found = verdicts.told_apart([0.4, np.nan, 0.7], "the laws")
+    assert found.holds is None and "1 could not be tested" in found.text
+    assert verdicts.follow(CUTOFFS, [1, np.nan, 1, 1, 1], np.ones(5), np.ones(5), "it").holds is False
+    assert verdicts.agree([1.0, 1.0], [0.1, 0.0], [1.0, 1.0], "it")  # equal without an error: nothing to doubt
+    assert not verdicts.calibrated(np.nan, 0.1, 0.9, 10, "it")
+    assert verdicts.trained([1.0, 2, 3], [np.nan, np.inf, 1], "gd", "SGD").holds is None
+
+
 def test_other_ways_to_fail():
     assert "too wide" in verdicts.calibrated(1.0, 0.0, 0.5, 100, "x").text
     assert verdicts.calibrated(1.0, 0.0, 0.9, 20, "x").holds  # 20 of 20 in 90 % intervals: 1.5 standard errors
