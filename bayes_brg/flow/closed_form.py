@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 
 from .. import theory
 from ..core.batching import map_draws, progress
@@ -25,7 +25,7 @@ from ..core.jackknife import block_jackknife
 from ..model.bound import BoundModel
 from ..model.cosnet import CosNet
 from ..model.networks import MLP
-from ..model.readout import LinearReadout
+from ..model.readout import LinearReadout, noise_factor
 from .cutoffs import check_cutoffs
 from .flow import Flow
 from .regulators import Regulator
@@ -85,7 +85,8 @@ def closed_form_flow(flow: Flow, x, *, features: str = "frozen", data: tuple | N
     ------
     ValueError
         For a flow that is not that of a network's readout, a metric that is not diagonal, `data` with a posterior that
-        is not exact, options that do not go together, or a result above 2 GiB.
+        is not exact or whose noise vanishes beside repeated inputs, options that do not go together, or a result above
+        2 GiB.
     """
     check_choice(features, "features", FEATURES)
     readout = _Readout.of(flow)
@@ -422,7 +423,7 @@ class _Conjugate:
             else:
                 gram = (h * spread[:, c]) @ h.T
                 gram[np.diag_indices(len(h))] += self.noise**2
-                roots.append(cholesky(gram, lower=True))
+                roots.append(noise_factor(gram, self.noise)[0])
             mean[:, c] += spread[:, c] * (h.T @ cho_solve((roots[c], True), self.y[:, c] - h @ mean[:, c]))
         return mean, spread, roots
 

@@ -207,8 +207,17 @@ def _from_name(target: Target, key: jax.Array, x: Any, y: Any, count: int, how: 
         return start
     raise ValueError("no starting point with a finite log density and gradient was found in 20 draws from "
                      f"init={how!r}; pass init= a dict of values inside the support, and check the model"
-                     + (f". Noise of {bound.readout.noise:g} may be too small for the precision of the "  # type: ignore[union-attr]
-                        "collapsed likelihood: raise it, or pass readout='sampled'" if target.collapsed else ""))
+                     + _small_noise(target))
+
+
+def _small_noise(target: Target) -> str:
+    """What to say of the noise of a readout that starts are integrated over, or completed with, exactly."""
+    readout = target.bound.readout
+    if readout is None or readout.noise is None:
+        return ""
+    remedy = ", or pass readout='sampled'" if target.collapsed else ", or pass init='uniform'"
+    return (f". Noise of {readout.noise:g} may be too small for the precision of the exact readout, above all with "
+            f"repeated inputs: raise it{remedy}")
 
 
 def _where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

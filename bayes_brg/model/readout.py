@@ -18,7 +18,7 @@ from scipy.linalg import cho_solve as host_cho_solve
 
 from .distributions import unwrap
 
-__all__ = ["LinearReadout", "Readout", "draw_readout", "exact_shift", "log_marginal"]
+__all__ = ["LinearReadout", "Readout", "draw_readout", "exact_shift", "log_marginal", "noise_factor"]
 
 
 @dataclass(frozen=True)
@@ -284,18 +284,30 @@ def exact_shift(h: np.ndarray, residual: np.ndarray, prior_std: np.ndarray, nois
     if n <= width:
         gram = blas.dsyrk(1.0, scaled, lower=1)
         gram[np.diag_indices(n)] += noise**2
-        factor = _host_factor(gram, noise)
+        factor = noise_factor(gram, noise)
         return prior_std[:, None] * (scaled.T @ host_cho_solve(factor, residual))
     gram = scaled.T @ scaled
     gram[np.diag_indices(width)] += noise**2
-    return prior_std[:, None] * host_cho_solve(_host_factor(gram, noise), scaled.T @ residual)
+    return prior_std[:, None] * host_cho_solve(noise_factor(gram, noise), scaled.T @ residual)
 
 
-def _host_factor(gram: np.ndarray, noise: float) -> tuple[np.ndarray, bool]:
+def noise_factor(gram: np.ndarray, noise: float) -> tuple[np.ndarray, bool]:
+    """Cholesky factor (lower) of a Gram matrix to whose diagonal noise² was added, as SciPy's `cho_solve` takes it.
+
+    Raises
+    ------
+    ValueError
+        Where rounding leaves nothing of the noise in some direction: what is solved with it would be of any size.
+    """
+    top = float(np.diagonal(gram).max())
     try:
-        return cho_factor(gram, lower=True, overwrite_a=True)
+        factor = cho_factor(gram, lower=True, overwrite_a=True)
+        sound = bool(np.diagonal(factor[0]).min() ** 2 > 10 * len(gram) * np.finfo(np.float64).eps * top)
     except LinAlgError:
-        scale = math.sqrt(float(np.diagonal(gram).max()))
+        sound = False
+    if not sound:
+        scale = math.sqrt(top)
         raise ValueError(f"the noise, {noise:g}, vanishes beside the output's scale, {scale:.3g}: with repeated or "
                          "nearly dependent inputs the covariance of the targets is singular to rounding; raise the "
-                         f"likelihood's scale above {1e-7 * scale:.1g}") from None
+                         f"likelihood's scale above {5e-8 * math.sqrt(len(gram)) * scale:.1g}") from None
+    return factor

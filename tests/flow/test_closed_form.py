@@ -286,3 +286,21 @@ def test_closed_forms_are_drawn_as_lines_over_the_members():
         lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
         np.testing.assert_array_equal(lines["closed"], closed[name].values.ravel())
         assert len(ax.collections) >= 2  # error bars and a band
+
+
+@pytest.mark.parametrize("noise", [1e-9, 1e-4])
+def test_repeated_inputs_with_little_noise(noise):
+    """Five equal inputs each: the output's standard deviation is noise/√5, or there is no digit of it left."""
+    x = np.repeat(X[:3], 5, axis=0)
+    net = brg.mlp(16, bias_std=1.0, likelihood=brg.gaussian(noise))
+    posterior = brg.prior(net, x, key=KEY, num_samples=2).replace(trained=("w1", "b1"))
+    metric = brg.fisher(net, posterior, x, progress_bar=False)
+    flow = brg.renormalize(net, posterior, metric, cutoffs=[0.0], key=KEY)
+    if noise < 1e-7:
+        with pytest.raises(ValueError, match="the noise, 1e-09, vanishes .* repeated"):
+            closed_form_flow(flow, X[:3], data=(x, x[:, 0]))
+    else:
+        closed = closed_form_flow(flow, X[:3], data=(x, x[:, 0]), progress_bar=False)
+        sd = np.sqrt(closed["member_variance"].values)
+        np.testing.assert_allclose(sd, noise / np.sqrt(5), rtol=1e-2)
+        np.testing.assert_allclose(closed["mean"].values[0, :, 0], X[:3, 0], atol=5 * noise)
