@@ -24,8 +24,9 @@ from ..posterior import Posterior, diverged
 from . import eigenmodes
 from .geometry import Geometry, State, draw_key, hold
 from .kinds import KINDS, Kind, as_kind, num_rows
+from .label_checks import check_labels, check_memory
 from .metric import Metric, prior_one, prior_shared
-from .output_fisher import Data, Estimator, check_alone, choose, has_parameter
+from .output_fisher import Data, Estimator, choose, has_parameter
 from .prior_moments import check_whitening
 
 __all__ = ["KINDS", "Geometry", "Metric", "fisher"]
@@ -81,8 +82,9 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
     key : jax.random.key, optional
         For drawn labels; they depend on the number of draw and datum alone.
     num_samples : int
-        Labels drawn for each datum and draw; time and memory grow linearly. The standard error in ``sem`` is that of
-        finitely many labels and too small where scores have heavy tails; the exact estimator has none.
+        Labels drawn for each datum and draw; time and memory grow linearly, and what does not fit is refused before
+        any is drawn. The standard error in ``sem`` is that of finitely many labels; a warning says where scores have
+        too long tails for it. The exact estimator has none.
     rank : int
         Modes of a low-rank metric.
     coordinates : {"native", "unconstrained"}
@@ -100,14 +102,16 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
     Raises
     ------
     ValueError
-        For a model in which the likelihood of a datum depends on the other data, an empirical Fisher without `y`, a
-        Monte-Carlo one without `key`, an improper or discrete site, a singular output Fisher matrix (no noise), an
-        infinite prior variance with ``whiten=True``.
+        For censored data, whose limits their law does not know; for a distribution whose labels are not those of its
+        density; an empirical Fisher without `y`, a Monte-Carlo one without `key` or of more labels than fit; an
+        improper or discrete site; a singular output Fisher matrix (no noise); an infinite prior variance with
+        ``whiten=True``.
 
     Warns
     -----
     UserWarning
-        Where the observed distribution has neither a formula nor a KL divergence, so that labels are drawn after all.
+        Where the observed distribution has neither a formula nor a KL divergence, so that labels are drawn after all;
+        where the squared scores of drawn labels have too long a tail for the standard error in ``sem``.
 
     Notes
     -----
@@ -140,7 +144,6 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
     one = jax.tree.map(lambda a: a[0], draws.params)
     shared = State(data=Data(x, _labels(bound, y, one, x) if estimator == "empirical" else None))
     how = choose(bound, estimator, num_samples, one, x, sites, draws.params)
-    check_alone(bound, how, one, x)
     if how.name == "montecarlo":
         shared = shared._replace(key=_label_key(bound, estimator, key, one, x))
     if whiten:
@@ -151,6 +154,8 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
         else:
             shared = shared._replace(scale=moments[1])
     geometry = _complete(draft, how, one, shared, batch_size)
+    if how.name == "montecarlo":
+        check_labels(geometry, one, shared)
     return _found(Metric(geometry, x, at if isinstance(at, str) else "given", lead), draws, shared, posterior,
                   progress_bar)
 
@@ -268,6 +273,8 @@ def _complete(draft: Geometry, how: Estimator, params: Params, shared: State, ba
             batch_size = max(1, min(batch_size, ROW_WORK // how.num_samples))
     count = -(-n // min(n, check_count(batch_size, "batch_size")))
     geometry = replace(geometry, batch=-(-n // count))  # equal batches: less padding
+    if how.name == "montecarlo":
+        check_memory(bound, how, params, shared.data.x, geometry.batch, geometry.entrywise)
     return geometry.kind.plan(geometry, rows)
 
 

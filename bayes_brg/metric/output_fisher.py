@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ from ..core.batching import map_draws
 from ..core.checks import num_points
 from ..core.programs import depends
 from ..model.bound import BoundModel, Params, unwrap
+from ..model.distributions import CENSORED, censoring
 from ..model.likelihoods import Likelihood, categorical_root
 from . import quadrature
 
@@ -394,46 +394,6 @@ def responses(bound: BoundModel, how: Estimator, params: Params, batch: Data, ke
     return r * batch.weight[:, None]
 
 
-# -- what is taken for granted of a model ----------------------------------------------------------------------------
-LOOKED_AT = 64
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _both(bound: BoundModel, how: Estimator, params: Params, x: Any) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of a drawn label of each datum among all data, and by itself."""
-    d = bound.distribution(params, x)
-    y = d.sample(jax.random.key(0))
-    together = d.log_prob(y)
-    together = together.reshape(together.shape[0], -1).sum(1)[:LOOKED_AT]
-    first, labels = jax.tree.map(lambda leaf: leaf[:LOOKED_AT], (x, y))
-
-    def alone(datum, label):
-        return _log_prob_one(_observed_one(bound, how, params, Data(datum)), label, how.copies)
-
-    return together, jax.vmap(alone)(first, labels)
-
-
-def check_alone(bound: BoundModel, how: Estimator, params: Params, x: Any) -> None:
-    """Refuse a model in which the likelihood of a datum depends on the other data: I = E_x[Jᵀ F J] is not its metric.
-
-    By itself a centred input is zero, so that such a metric would be zero too, without a word.
-    """
-    if num_points(x) == 1:
-        return
-    try:
-        together, alone = (np.asarray(a) for a in _both(bound, how, params, x))
-    except NotImplementedError:  # nothing can be drawn
-        return
-    with np.errstate(invalid="ignore"):  # infinite or undefined at a draw that diverged, which is not this fault
-        apart = np.abs(together - alone) > 0.02 * (1 + np.abs(together))
-    if apart.any():
-        i = int(np.argmax(apart))
-        raise ValueError(f"the likelihood of datum {i} depends on the other data: the log-probability of a label is "
-                         f"{together[i]:.4g} among all {num_points(x)} of them and {alone[i]:.4g} by itself. Models "
-                         "that centre or normalise their inputs, or use x.shape[0], do so; do it to x before the model "
-                         "sees it")
-
-
 # -- which of them, decided once ------------------------------------------------------------------------------
 class Observed(NamedTuple):
     """The observed distribution of one datum, as a function of the flowing sites."""
@@ -477,7 +437,8 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
     Raises
     ------
     ValueError
-        If the Fisher matrix does not exist: a support that moves with the parameters, or a deterministic output.
+        If the Fisher matrix does not exist: a support that moves with the parameters, a deterministic output, or
+        censored data.
     """
     if bound.likelihood is not None:
         return Estimator(name, num_samples)
@@ -490,6 +451,8 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
                          "matrix does not exist; use a likelihood of fixed support")
     if name == "empirical":
         return Estimator(name, num_samples, copies=seen.copies)
+    if issubclass(seen.family, CENSORED):
+        _check_uncensored(bound, params, x)
     flags = depends(lambda f: [jnp.asarray(leaf) for leaf in jax.tree.leaves(seen.at(f))], free)
     moving = tuple(i for i, flag in enumerate(flags) if flag) or (0,)
     drawn = Estimator("montecarlo", num_samples, varies=moving, copies=seen.copies)
@@ -502,6 +465,20 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
         return Estimator("exact", 1, "kl", moving, seen.copies)
     labels = _quadrature_way(bound, params if draws is None else draws, x, draws is None)
     return drawn if labels is None else Estimator("exact", 1, "quadrature", moving, seen.copies, labels)
+
+
+def _check_uncensored(bound: BoundModel, params: Params, x: Any) -> None:
+    """Refuse censored data: that one lies beyond its limit is no label, and the limit is not known ahead of y."""
+    d = bound.distribution(params, x)
+    censored = np.asarray(censoring(d))
+    if censored.any():
+        law = type(unwrap(d)).__name__
+        raise ValueError(f"{int(censored.sum())} of {num_points(x)} probe inputs are censored, and the "
+                         f"observed {law} knows that they are but not their limits, over which the Fisher information "
+                         "of a censored datum is an expectation. Ask at inputs that are not censored, for the "
+                         "information of a datum that is seen; pass estimator='empirical' with y; or write the law of "
+                         "what is seen, min(time, limit) with the limit in x, as a distribution with log_prob and "
+                         "sample")
 
 
 def _formula_way(seen: Observed, free: Params) -> tuple[str, ...] | None:

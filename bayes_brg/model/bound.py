@@ -375,11 +375,18 @@ def bind(model: Callable, x: Any) -> BoundModel:
     """
     x = check_inputs(x)
     if hasattr(model, "bind") and hasattr(model, "likelihood"):  # a Network knows itself
+        if model.foreign:
+            _examined(model, x)
         return model.bind(x)
     if not callable(model):
         raise TypeError(f"model must be callable as model(x, y), got {type(model).__name__}")
     check_call(model)
     model = hashable(model)
+    return _examined(model, x)
+
+
+def _examined(model: Callable, x: Any) -> BoundModel:
+    """A model that keeps the convention at these inputs: looked at once for each form of them."""
     leaves, structure = jax.tree.flatten(x)
     key = model, structure, tuple((a.shape, str(a.dtype)) for a in leaves), jnp.result_type(float)
     if key not in _BOUND:

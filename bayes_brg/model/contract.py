@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import biject_to
 
 from ..core.checks import num_points
+from ..core.keys import name_key
 from .distributions import WRAPPERS, unwrap
-from .tracing import latents, per_datum, run, where
+from .tracing import is_factor, latents, per_datum, run, where
 
 __all__ = ["Findings", "examine"]
 
@@ -46,11 +48,15 @@ def examine(model: Callable, x: Any) -> Findings:
     """Look at a model at a prior draw."""
     key, n = jax.random.key(0), num_points(x)
     trace = run(model, x, None, key)
+    loose = {name: _somewhere(site, key) for name, site in latents(trace).items()
+             if isinstance(unwrap(site["fn"]), dist.ImproperUniform)}
+    if loose:  # at zero, where such a site stands else, nothing depends on anything
+        trace = run(model, x, None, key, loose)
     for name, site in trace.items():
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
             raise ValueError(f"plate {name!r} takes a subsample of {site['args'][1]} of {site['args'][0]} points; "
                              "the posterior needs all data: leave subsample_size out")
-    observed, seen = _find_observed(model, x, trace, key)
+    observed, seen = _find_observed(model, x, trace, key, loose)
     fn, shape = per_datum(trace[observed]["fn"], n), jnp.shape(trace[observed]["value"])
     if not fn.batch_shape or fn.batch_shape[0] != n:
         raise ValueError(f"the observed site {observed!r} has batch shape {fn.batch_shape} and event shape "
@@ -65,6 +71,7 @@ def examine(model: Callable, x: Any) -> Findings:
                              "density is no prior that could be drawn from; scale the likelihood alone")
     _check_history(trace, seen, observed, n)
     _warn_of_params(trace)
+    _warn_of_factors(trace, seen)
     local, has_phi = _check_batch(model, x, trace, observed, names, key)
     weighted = not _is_one(trace[observed]["scale"]) or _masked(trace[observed]["fn"])
     return Findings(trace, observed, local, has_phi, weighted)
@@ -82,7 +89,13 @@ def _masked(d: dist.Distribution) -> bool:
     return False
 
 
-def _find_observed(model: Callable, x: Any, trace: dict, key: jax.Array) -> tuple[str, dict]:
+def _somewhere(site: dict, key: jax.Array) -> jax.Array:
+    """A value inside the support of a site from which nothing can be drawn."""
+    to = biject_to(site["fn"].support)
+    return to(jax.random.normal(name_key(key, site["name"]), to.inverse_shape(jnp.shape(site["value"]))))
+
+
+def _find_observed(model: Callable, x: Any, trace: dict, key: jax.Array, values: dict) -> tuple[str, dict]:
     """The site that is latent for model(x, None) and observed for model(x, y), and the trace with a y given.
 
     That y is the site's own draw in the opposite order of data, so that a model which conditions a datum on others
@@ -92,7 +105,7 @@ def _find_observed(model: Callable, x: Any, trace: dict, key: jax.Array) -> tupl
     candidates = [k for k, s in latents(trace).items() if jnp.ndim(s["value"]) and s["value"].shape[0] == n]
     for name in reversed(candidates):
         try:
-            seen = run(model, x, trace[name]["value"][::-1], key)
+            seen = run(model, x, trace[name]["value"][::-1], key, values)
         except Exception as error:  # this value does not fit the model's y; try the next candidate
             errors.append(f"{name}: {type(error).__name__}: {error}{where(error)}")
             continue
@@ -152,6 +165,23 @@ def _warn_of_params(trace: dict) -> None:
                       "random_flax_module and its like)", UserWarning, stacklevel=5)
 
 
+def _warn_of_factors(trace: dict, seen: dict) -> None:
+    """Name `numpyro.factor` sites that depend on y: likelihoods that only samplers know of."""
+    found = []
+    for name, site in seen.items():
+        if not is_factor(site):
+            continue
+        before = trace[name]["fn"].log_factor if name in trace and is_factor(trace[name]) else None
+        if before is None or jnp.shape(before) != jnp.shape(site["fn"].log_factor) or not _close(
+                before, site["fn"].log_factor):
+            found.append(name)
+    if found:
+        warnings.warn(f"numpyro.factor {', '.join(map(repr, found))} depends on y: samplers count it, but it is no "
+                      "part of the likelihood of a datum, so that Fisher metrics, losses, scores and leave-one-out "
+                      "know nothing of it. Write it as the log_prob of the observed distribution", UserWarning,
+                      stacklevel=5)
+
+
 def _check_batch(model: Callable, x: Any, trace: dict, observed: str, names: list[str], key: jax.Array
                  ) -> tuple[tuple[str, ...], bool]:
     """Refuse a model in which a datum depends on the others: shown half of them, in the opposite order.
@@ -195,15 +225,28 @@ def _check_batch(model: Callable, x: Any, trace: dict, observed: str, names: lis
 
 
 def _compare(full: dict, part: dict, n: int, k: int, chosen: np.ndarray, observed: str) -> None:
-    """Refuse where the distribution of the chosen data is another among all."""
-    pairs = list(zip(_arrays(per_datum(full["fn"], n)), _arrays(per_datum(part["fn"], k)), strict=False))
+    """Refuse where the distribution of the chosen data is another among all, or the density of their own draws."""
+    one_law, other_law = per_datum(full["fn"], n), per_datum(part["fn"], k)
+    pairs = list(zip(_arrays(one_law), _arrays(other_law), strict=False))
     pairs += [(np.asarray(s) for s in (full["scale"], part["scale"]))] if full["scale"] is not None else []  # type: ignore[list-item]
-    for one, other in pairs:
-        if one.shape[:1] == (n,) and other.shape[:1] == (k,):
-            one = one[chosen]
-        if one.shape == other.shape and not _close(one, other):
-            where_ = np.unravel_index(np.argmax(np.abs(np.asarray(one, float) - np.asarray(other, float))), one.shape)
-            raise ValueError(
-                f"the likelihood {observed!r} of a datum depends on the other data in the batch: a parameter of its "
-                f"{type(unwrap(full['fn'])).__name__} is {one[where_]:.6g} among all {n} data and "
-                f"{other[where_]:.6g} among {k} of them. {OUTSIDE}")
+    name = type(unwrap(full["fn"])).__name__
+    for what, found in ((f"a parameter of its {name}", pairs),
+                        (f"the log density of a draw of its {name}", [_densities(full, one_law, other_law, chosen)])):
+        for one, other in found:
+            if one.shape[:1] == (n,) and other.shape[:1] == (k,):
+                one = one[chosen]
+            if one.shape == other.shape and not _close(one, other):
+                where_ = np.unravel_index(np.argmax(np.abs(np.asarray(one, float) - np.asarray(other, float))),
+                                          one.shape)
+                raise ValueError(
+                    f"the likelihood {observed!r} of a datum depends on the other data in the batch: {what} is "
+                    f"{one[where_]:.6g} among all {n} data and {other[where_]:.6g} among {k} of them. {OUTSIDE}")
+
+
+def _densities(full: dict, one: dist.Distribution, other: dist.Distribution, chosen: np.ndarray
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Log densities of the draws of all data under the one law, and of those chosen under the other."""
+    y = full["value"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # NumPyro's, of values beside the support
+        return np.asarray(one.log_prob(y), float), np.asarray(other.log_prob(y[chosen]), float)

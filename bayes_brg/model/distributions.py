@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import gammaln
 
-__all__ = ["observed_mask", "stable", "unwrap"]
+__all__ = ["CENSORED", "censoring", "observed_mask", "stable", "unwrap"]
 
 WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+CENSORED = tuple(getattr(dist, name) for name in (
+    "LeftCensoredDistribution", "RightCensoredDistribution", "IntervalCensoredDistribution") if hasattr(dist, name))
 
 
 def unwrap(d: dist.Distribution) -> dist.Distribution:
@@ -39,6 +41,16 @@ def observed_mask(d: dist.Distribution) -> Any:
         m = m.reshape(m.shape + (1,) * inner) if m.ndim else m
         mask = m & mask
     return mask
+
+
+def censoring(d: dist.Distribution) -> Any:
+    """Which entries of y are limits of what was not seen; None for a law that knows of none."""
+    base = unwrap(d)
+    if not isinstance(base, CENSORED):
+        return None
+    if hasattr(base, "censored"):
+        return jnp.broadcast_to(base.censored, d.shape())
+    return jnp.ones(d.shape(), bool)  # intervals, of which points are a limit
 
 
 # -- counts ---------------------------------------------------------------------------------------------------
@@ -129,12 +141,67 @@ def _binomial_mass(d, value):
     return _binomial(k, n, p, 1 - p)
 
 
-STABLE = {family: type(f"{family.__name__}Counts", (Counts, family), {"_log_mass": mass}) for family, mass in (
+# -- what lies beyond a limit ---------------------------------------------------------------------------------
+def _log_tail(base: dist.Distribution, x: jax.Array, upper: bool) -> jax.Array | None:
+    """log P(T > x), or log P(T < x), for families in which it keeps its digits far out; None for others.
+
+    NumPyro takes the log of one less the distribution function, which is 1 to rounding 16 (in float32) e-folds out.
+    """
+    def standard(d, value):
+        return (value - d.loc) / d.scale * (-1.0 if upper else 1.0)
+
+    def from_upper(log_upper):
+        return log_upper if upper else jnp.log(-jnp.expm1(log_upper))
+
+    match base:
+        case dist.Exponential():
+            return from_upper(-base.rate * x)
+        case dist.Weibull():
+            return from_upper(-(x / base.scale) ** base.concentration)
+        case dist.Normal():
+            return jax.scipy.special.log_ndtr(standard(base, x))
+        case dist.LogNormal():
+            return jax.scipy.special.log_ndtr(standard(base, jnp.log(x)))
+        case dist.Logistic():
+            return jax.nn.log_sigmoid(standard(base, x))
+        case dist.Cauchy():
+            return jnp.log(jnp.arctan2(1.0, -standard(base, x)) / math.pi)
+        case dist.Gumbel():
+            below = -jnp.exp(-(x - base.loc) / base.scale)
+            return jnp.log(-jnp.expm1(below)) if upper else below
+    return None
+
+
+class Tails:
+    """Mixed into a NumPyro law of data censored on one side: the same law, with `_log_tail`."""
+
+    upper: bool
+    base_dist: Any
+    censored: Any
+
+    def log_prob(self, value):
+        inside = jnp.where(self.censored, value, 1.0) if self.base_dist.support is dist.constraints.positive else value
+        tail = _log_tail(self.base_dist, inside, self.upper)
+        if tail is None:
+            return super().log_prob(value)  # type: ignore[misc]
+        return jnp.where(self.censored, tail, self.base_dist.log_prob(value))
+
+
+STABLE = {family: type(family.__name__, (Tails, family), {"upper": upper}) for family, upper in zip(
+    CENSORED[:2], (False, True), strict=False)}
+def _bernoulli_mass(d, value):
+    """log σ(±logit): NumPyro's form has no derivative at a logit of 0, where JAX makes it 0 or 1 for ±½."""
+    k, logits = _floats(value, d.logits)
+    return jax.nn.log_sigmoid((2 * k - 1) * logits)
+
+
+STABLE |= {family: type(family.__name__, (Counts, family), {"_log_mass": mass}) for family, mass in (
     (dist.Poisson, _poisson_mass),
     (dist.GammaPoisson, _negative_binomial_mass),
     (dist.NegativeBinomial2, _negative_binomial_mass),
     (dist.conjugate.NegativeBinomialProbs, _negative_binomial_mass),
     (dist.conjugate.NegativeBinomialLogits, _negative_binomial_mass),
+    (dist.BernoulliLogits, _bernoulli_mass),
     (dist.BinomialLogits, _binomial_logit_mass),
     (dist.BinomialProbs, _binomial_mass),
 )}

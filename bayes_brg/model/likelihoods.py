@@ -227,7 +227,7 @@ class Bernoulli(Likelihood):
     name: ClassVar[str] = "bernoulli"
 
     def distribution(self, phi):
-        return dist.Bernoulli(logits=phi).to_event(1)
+        return stable(dist.Bernoulli(logits=phi)).to_event(1)
 
     def support(self, y, outputs):
         return np.isin(y, (0, 1)), "0 or 1"

@@ -102,6 +102,11 @@ class Network:
         """The sites that enter through the dense primitive alone."""
         return self.readout_sites
 
+    @property
+    def foreign(self) -> bool:
+        """Whether any of it was written outside of this package, so that it is looked at as any model is."""
+        return not all(type(part).__module__.startswith(__package__) for part in (self, self.likelihood))
+
     def design(self, params: Params, x: jax.Array) -> jax.Array:
         """Matrix H, shape (n, width [+ 1]), with φ = H · [readout; bias]."""
         h = self.features(params, x)
@@ -299,6 +304,10 @@ class MLP(Network):
     @property
     def outputs(self) -> int:
         return self.out
+
+    @property
+    def foreign(self) -> bool:
+        return super().foreign or any(callable(a) for a in self.activation)
 
     @property
     def depth(self) -> int:

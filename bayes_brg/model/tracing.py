@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from ..core.keys import name_key
-from .distributions import stable, unwrap
+from .distributions import CENSORED, stable, unwrap
 
 
 class NamedSeed(numpyro.primitives.Messenger):
@@ -154,6 +154,3 @@ def output_of(d: dist.Distribution, n: int) -> jax.Array:
                              ) from None
     return jnp.broadcast_to(phi, shape).reshape(n, -1)
 
-
-CENSORED = tuple(getattr(dist, name) for name in (
-    "LeftCensoredDistribution", "RightCensoredDistribution", "IntervalCensoredDistribution") if hasattr(dist, name))

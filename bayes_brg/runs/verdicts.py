@@ -322,7 +322,8 @@ def trained(loss: Any, reference: Any, what: str, than: str, *, factor: float = 
     loss, reference = (np.asarray(a, float).ravel() for a in (loss, reference))
     lost, unknown = (~np.isfinite(a) for a in (loss, reference))
     if unknown.mean() >= 0.5:
-        return Verdict(None, f"{what} cannot be compared with {than}: {int(unknown.sum())} of {unknown.size} members of that have no finite loss.")
+        return Verdict(None, f"{what} cannot be compared with {than}: {int(unknown.sum())} of {unknown.size} members "
+                             "of that have no finite loss.")
     if lost.mean() >= 0.5:
         return Verdict(False, f"{what} diverges: {int(lost.sum())} of {lost.size} members have no finite loss.")
     loss, reference = (np.where(np.isfinite(a), a, np.inf) for a in (loss, reference))  # beyond every other
