@@ -375,7 +375,7 @@ def bind(model: Callable, x: Any) -> BoundModel:
     """
     x = check_inputs(x)
     if hasattr(model, "bind") and hasattr(model, "likelihood"):  # a Network knows itself
-        if model.foreign:
+        if getattr(model, "foreign", True):
             _examined(model, x)
         return model.bind(x)
     if not callable(model):
