@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .core.arrays import check_array
-from .core.batching import as_chains, default_chunk, map_draws
+from .core.batching import as_chains, as_draws, default_chunk, map_draws
 from .core.checks import check_count, check_inputs, check_key, num_points
 from .core.keys import name_key
 from .model.bound import BoundModel, bind
@@ -83,7 +84,8 @@ class Posterior:
 
     def flat(self) -> dict[str, jax.Array]:
         """Draws with one leading axis, chain by chain: shape (chain · draw, *site shape)."""
-        return {k: jnp.reshape(v, (self.size, *v.shape[2:])) for k, v in self.samples.items()}
+        flat = as_draws(dict(self.samples))
+        return {s: flat[s] for s in self.samples}  # in their own order
 
     def draw(self, chain: int, draw: int) -> dict[str, jax.Array]:
         """The parameters of one draw."""
@@ -224,7 +226,8 @@ def _log_prior_one(bound, params, x):
 
 def draw_prior(bound: BoundModel, key: jax.Array, x: Any, count: int) -> dict[str, jax.Array]:
     """Draws 0 … count − 1 of the prior stream of `key`, leading axis T: the same whatever the count."""
-    return map_draws(_prior_one, (bound,), jnp.arange(count), (key, x), chunk=1)
+    numbers = sum(math.prod(site.shape) for site in bound.sites)
+    return map_draws(_prior_one, (bound,), np.arange(count), (key, x), chunk=1, passes=numbers)
 
 
 def check_proper(bound: BoundModel) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -52,8 +52,7 @@ def default_chunk(work: int) -> int:
     return max(1, min(64, budget // max(1, work)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _mapped(fn: Callable, statics: tuple, chunk: int, devices: int, draws: Any, shared: tuple) -> Any:
+def _over(fn: Callable, statics: tuple, chunk: int, devices: int, draws: Any, shared: tuple) -> Any:
     def over(draws, shared):
         return jax.lax.map(lambda draw: fn(*statics, draw, *shared), draws, batch_size=chunk if chunk > 1 else None)
 
@@ -64,8 +63,25 @@ def _mapped(fn: Callable, statics: tuple, chunk: int, devices: int, draws: Any, 
     return jax.shard_map(over, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)(draws, shared)
 
 
+# A small job ends before a compiler that thinks hard has begun: half its compile time, at some five times the run time
+# of what is not a matrix product. From JAX 0.11 on level 0 was seen to make a loop that never ends.
+if version("jaxlib").startswith("0.10."):
+    QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+else:
+    QUICK = {"xla_backend_optimization_level": 1}
+SMALL = 5e7
+_mapped = jax.jit(_over, static_argnums=(0, 1, 2, 3))
+_mapped_quickly = jax.jit(_over, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+
+
+def _effort(total: int, draws: Any, shared: tuple) -> int:
+    """Rough count of multiplications: the numbers of all draws, times the longest of the arrays that they meet."""
+    numbers = sum(np.size(a) for a in jax.tree.leaves(draws))
+    return max(numbers, total) * max((np.shape(a)[0] for a in jax.tree.leaves(shared) if np.ndim(a)), default=1)
+
+
 def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, chunk: int = 1,
-              desc: str | None = None, show: bool = True) -> Any:
+              desc: str | None = None, show: bool = True, passes: int = 1) -> Any:
     """Map ``fn(*statics, draw, *shared)`` over the leading axis of `draws`.
 
     Parameters
@@ -81,7 +97,10 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
     chunk : int
         Draws evaluated together; the largest divisor of T (per device) not above it is taken.
     desc : str, optional
-        Show a progress bar under this name; the draws then run in about twenty blocks.
+        Show a progress bar under this name; the draws then run in about twenty blocks, where the job is not small.
+    passes : int
+        How often one draw goes over its numbers (steps of a training, a chain): what is a small job on a CPU in all is
+        compiled quickly and not optimised.
 
     Returns
     -------
@@ -94,14 +113,16 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
     if pad:
         draws = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], pad, axis=0)]), draws)
     padded = total + pad
-    blocks = 1 if desc is None or not show or _QUIET.get() else largest_divisor(padded // devices, 20)
+    small = passes * _effort(total, draws, shared) < SMALL
+    blocks = 1 if desc is None or not show or small or _QUIET.get() else largest_divisor(padded // devices, 20)
     size = padded // blocks
     chunk = largest_divisor(size // devices, chunk)
+    run = _mapped_quickly if small and jax.default_backend() == "cpu" else _mapped
     results = []
-    for start in progress(range(0, padded, size), desc=desc or "", show=show and blocks > 1,
+    for start in progress(range(0, padded, size), desc=desc or "", show=show and desc is not None,
                           total=math.ceil(padded / size)):
         block = draws if blocks == 1 else jax.tree.map(lambda a, s=start: a[s:s + size], draws)
-        results.append(_mapped(fn, statics, chunk, devices, block, shared))
+        results.append(run(fn, statics, chunk, devices, block, shared))
         if blocks > 1:
             jax.block_until_ready(results[-1])
     out = results[0] if blocks == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *results)
@@ -113,6 +134,19 @@ def chains(size: int) -> int:
     return largest_divisor(size, 4)
 
 
+@jax.jit
 def as_chains(draws: Any) -> Any:
     """Store independent draws, leading axis T, as (chains, T/chains) in order."""
     return jax.tree.map(lambda a: a.reshape(chains(a.shape[0]), -1, *a.shape[1:]), draws)
+
+
+@jax.jit
+def as_draws(samples: Any) -> Any:
+    """Draws with one leading axis, chain by chain, from (chain, draw, ...); one program for all sites."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), samples)
+
+
+@jax.jit
+def first_draw(draws: Any) -> Any:
+    """The first along the leading axis of every leaf, in one program."""
+    return jax.tree.map(lambda a: a[0], draws)

@@ -17,7 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 import xarray as xr
 
-from ..core.batching import default_chunk, map_draws
+from ..core.batching import default_chunk, first_draw, map_draws
 from ..core.checks import check_choice, check_data, check_inputs, check_key, check_like
 from ..core.keys import name_key
 from ..metric.fisher import restricted
@@ -87,7 +87,7 @@ class Flow:
 
     def _members(self) -> Member:
         theta = {s: self.posterior.flat()[s] for s in self.spec.bound.names}
-        return Member(theta, jnp.arange(self.posterior.size), self.metric.arrays()[0],
+        return Member(theta, np.arange(self.posterior.size), self.metric.arrays()[0],
                       self._prior_mean if self._mean_per_draw else None)
 
     def _setting(self, cutoffs: Any, x: Any = None, y: Any = None, draw_key: Any = None) -> Setting:
@@ -280,7 +280,7 @@ def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:
 
 def loss_units(bound: BoundModel, posterior: Posterior, x: Any) -> str:
     """Units of the training loss: those of y, squared, or nats."""
-    params = {s: v[0] for s, v in posterior.flat().items()}
+    params = first_draw(posterior.flat())
     law = jax.eval_shape(lambda p: bound.distribution(p, x), params)
     return "squared units of y" if isinstance(unwrap(law), dist.Normal) else "nats"
 

@@ -112,7 +112,8 @@ class JeffreysFlow(Flow):
                     ) -> np.ndarray:
         if len(chosen) > 1:
             draws = Member({s: jnp.asarray(v) for s, v in members.items()}, jnp.asarray(index))
-            return np.asarray(map_draws(_draw_by_nuts, (self.spec, chosen), draws, (self.key, *shared), chunk=64))
+            return np.asarray(map_draws(_draw_by_nuts, (self.spec, chosen), draws, (self.key, *shared), chunk=64,
+                                        passes=10_000))
         # Members that agree in everything else share one density: its table is made once.
         others = [np.delete(flat, chosen, axis=1)]
         others += [v.reshape(len(index), -1) for s, v in members.items() if s not in self.spec.sites]

@@ -128,7 +128,8 @@ def _maximise(target: Target, key, x, y, density: str, num_starts: int, num_step
     rate = check_positive(learning_rate, "learning_rate")
     start = initial(target, key, x, y, starts, init)
     first = steps // 5
-    found, height = map_draws(_climb_one, (target, density, first, steps - first, rate), start, (x, y), desc="ascent")
+    found, height = map_draws(_climb_one, (target, density, first, steps - first, rate), start, (x, y), desc="ascent",
+                              passes=2 * steps)
     height = np.asarray(height)
     if not np.isfinite(height).any():
         raise RuntimeError(f"the log density is not finite at the end of any of {starts} starts; start nearer to the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -224,7 +225,7 @@ def _each_member(bound: BoundModel, readout: LinearReadout, draws: Params, x: ja
     own = threading.local()  # one matrix a thread: fresh pages for each member cost more than the copy
     hidden = {s: np.asarray(draws[s]) for s in readout.hidden}
     wide = jax.config.jax_enable_x64
-    weights = {s: draws[s][0] for s in readout.sites}  # features do not depend on them
+    weights = {s: np.zeros(draws[s].shape[1:], draws[s].dtype) for s in readout.sites}  # features do not see them
 
     def solve_one(member: int) -> None:
         with jax.enable_x64(wide):  # JAX keeps its precision by thread
@@ -270,6 +271,15 @@ def _descend_members(bound, draws, x, y, trained, optimizer, rate, stops, epochs
     return {e: _store(readout, draws, results[k]) for k, e in enumerate(stops)}, stable, limit
 
 
+def _white_one(shape, index, key):
+    return jax.random.normal(jax.random.fold_in(key, index), shape)
+
+
+def _white_noise(key: jax.Array, count: int, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal noise of each member, leading axis (count,)."""
+    return map_draws(_white_one, (shape,), np.arange(count), (name_key(key, "noise"),), passes=math.prod(shape))
+
+
 def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence[str]) -> Params:
     """Replace each member's readout by an exact posterior draw given its hidden weights (Matheron's rule)."""
     readout = bound.readout
@@ -278,8 +288,7 @@ def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence
     anchor = readout.stack(draw_prior(bound, name_key(key, "anchor"), x, count), np)
     noise, std = readout.noise, np.asarray(readout.moments()[1][:, 0], np.float64)
     targets = np.asarray(y, np.float64)
-    noise_keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
-    epsilon = noise * np.asarray(jax.vmap(lambda k: jax.random.normal(k, targets.shape))(noise_keys), np.float64)
+    epsilon = noise * np.asarray(_white_noise(key, count, targets.shape), np.float64)
     results, free = readout.stack(draws, np), readout.rows(trained)
 
     def solve(i, h):
@@ -362,12 +371,11 @@ def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, 
         members = members._replace(anchor={s: anchors[s] for s in trained},
                                    scale=prior_scales(bound, x, trained, count))
         if noise is not None:
-            keys = jax.vmap(lambda i: jax.random.fold_in(name_key(key, "noise"), i))(jnp.arange(count))
-            members = members._replace(epsilon=noise * jax.vmap(lambda k: jax.random.normal(k, y.shape))(keys))
+            members = members._replace(epsilon=noise * _white_noise(key, count, y.shape))
         # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
         strength = (0.5 if noise is None else noise**2) / num_points(x)
     kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), members, (x, y),
-                     chunk=default_chunk(work(bound, x)), desc="train")
+                     chunk=default_chunk(work(bound, x)), desc="train", passes=1 + 2 * epochs)
     return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
 
 

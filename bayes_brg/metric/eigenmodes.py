@@ -50,9 +50,10 @@ GROUP = 2**26
 
 def num_responses(geometry: Geometry, params: Params, data: Data, key: Any) -> int:
     """R: columns of S."""
-    batches, _ = geometry.batches(data)
-    first = jax.tree.map(lambda a: a[0], batches)
-    return jax.eval_shape(lambda p: geometry.respond(geometry.coords(p), p, first, key), params).shape[1]
+    def first(p, data, key):
+        return geometry.respond(geometry.coords(p), p, jax.tree.map(lambda a: a[0], geometry.batches(data)[0]), key)
+
+    return jax.eval_shape(first, params, data, key).shape[1]
 
 
 def plan(geometry: Geometry, rows: int, groups: tuple[tuple[str, ...], ...]) -> tuple[Block, ...]:
@@ -340,7 +341,8 @@ def leading(geometry: Geometry, draws: State, shared: State, responses: int, ran
     """The `rank` leading modes at every draw, leading axis T, with their residuals."""
     size = min(num_points(shared.data.x) * responses, geometry.size())
     steps = min(size, 2 * rank + 20)
-    modes = map_draws(_lanczos, (geometry, rank, steps, responses), draws, (shared,), desc="fisher", show=show)
+    modes = map_draws(_lanczos, (geometry, rank, steps, responses), draws, (shared,), desc="fisher", show=show,
+                      passes=steps)
     return [m.on_host() for m in modes]
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import check_array
-from ..core.batching import map_draws
+from ..core.batching import first_draw, map_draws
 from ..core.checks import check_choice, check_count, check_inputs, check_key, num_points
 from ..core.keys import name_key
 from ..model.bound import BoundModel, Params, bind, unwrap
@@ -139,9 +139,9 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
     draft = Geometry(bound, sites, Estimator(), whiten, coordinates, hierarchical=any(parents.get(s) for s in sites),
                      kind=kind)
     params, lead = _points(draft, posterior, at)
-    draws = State(params, jnp.arange(lead[0] * lead[1])) if lead else \
+    draws = State(params, np.arange(lead[0] * lead[1])) if lead else \
         State(jax.tree.map(lambda a: a[None], params), jnp.zeros(1, int))
-    one = jax.tree.map(lambda a: a[0], draws.params)
+    one = first_draw(draws.params)
     shared = State(data=Data(x, _labels(bound, y, one, x) if estimator == "empirical" else None))
     how = choose(bound, estimator, num_samples, one, x, sites, draws.params)
     if how.name == "montecarlo":
