@@ -185,8 +185,12 @@ def test_bad_flows_are_refused(trained, metric):
         brg.renormalize(NET, trained, metric, cutoffs=[0.0], key=3)
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "block", "full", "lowrank"])
-@pytest.mark.parametrize("at", ["draw", "mean"])
+ONE_SITE = [("diagonal", "draw"), ("block", "mean"), ("full", "draw")]
+ONE_SITE += [pytest.param(kind, at, marks=pytest.mark.slow) for kind in ("diagonal", "block", "full", "lowrank")
+             for at in ("draw", "mean") if (kind, at) not in ONE_SITE]
+
+
+@pytest.mark.parametrize("kind, at", ONE_SITE)
 def test_a_flow_of_one_site_keeps_the_metric_it_has(kind, at, trained):
     """Drawn labels, amount of data and rank are those of the whole metric; "full" has modes of the site's own."""
     how = dict(estimator="montecarlo", key=jax.random.key(3), num_samples=2, at=at, rank=7, whiten=True)

@@ -380,7 +380,10 @@ def linear_model(outputs, family):
     return model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("normal", "student", "exponential", "gamma (KL)", "poisson", "binomial", "categorical", "ordered")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_output_fisher_of_every_family(x64, name):
     """Against the covariance of scores, summed over all labels (50)."""
     outputs, family, (labels, weights) = FAMILIES[name]

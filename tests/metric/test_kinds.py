@@ -57,32 +57,32 @@ def post():
         return brg.prior(NET, X, key=jax.random.key(0), num_samples=4)
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_a_kind_from_outside(x64, post, whiten):
+@pytest.mark.parametrize("at, whiten", [("draw", False), pytest.param("draw", True, marks=pytest.mark.slow),
+                                        pytest.param("mean", False, marks=pytest.mark.slow), ("mean", True)])
+def test_a_kind_from_outside(x64, post, at, whiten):
     """Products, table, amount of data and the flow, sharp and smooth, per draw and shared: to 1e-6 of kind="full"."""
-    for at in ("draw", "mean"):
-        ours = brg.fisher(NET, post, X, kind=Dense(), at=at, whiten=whiten)
-        full = brg.fisher(NET, post, X, kind="full", at=at, whiten=whiten)
-        assert ours.kind == "dense" and not ours.geometry.entrywise
-        count = full.eigenvalues.shape[-1]
-        np.testing.assert_allclose(ours.eigenvalues[..., :count], full.eigenvalues, rtol=1e-8,
-                                   atol=1e-10 * np.max(full.eigenvalues))
-        np.testing.assert_allclose(ours.total(7.0).values()[-5:], full.total(7.0).values()[-5:], rtol=1e-8)
-        delta = {s: jnp.ones(shape) for s, shape in full.geometry.shapes().items()}
-        for s, v in ours.matvec(delta).items():
-            np.testing.assert_allclose(v, full.matvec(delta)[s], rtol=1e-6, atol=1e-9)
-        np.testing.assert_allclose(ours.quadratic(delta), full.quadratic(delta), rtol=1e-6)
-        np.testing.assert_allclose(ours.stiffness["w0"], full.stiffness["w0"], rtol=1e-10)
-        assert spectrum_table(ours).attrs["kind"] == "dense"
-        scales = np.r_[0.0, np.quantile(full.values(), [0.3, 0.7]) * 1.01]
-        for rule in (brg.unlearning(5) if whiten else "sharp", lambda lam, cut: lam / (lam + cut)):
-            flows = [brg.renormalize(NET, post, m, cutoffs=scales, key=KEY, regulator=rule) for m in (ours, full)]
-            a, b = (flow.predict(X, progress_bar=False) for flow in flows)
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
-            np.testing.assert_allclose(flows[0].stiff_fraction, flows[1].stiff_fraction, atol=1e-12)
-        one, other = (brg.renormalize(NET, post, m, cutoffs=scales, key=KEY).by_site()["w0"].predict(X)
-                      for m in (ours, full))
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+    ours = brg.fisher(NET, post, X, kind=Dense(), at=at, whiten=whiten)
+    full = brg.fisher(NET, post, X, kind="full", at=at, whiten=whiten)
+    assert ours.kind == "dense" and not ours.geometry.entrywise
+    count = full.eigenvalues.shape[-1]
+    np.testing.assert_allclose(ours.eigenvalues[..., :count], full.eigenvalues, rtol=1e-8,
+                               atol=1e-10 * np.max(full.eigenvalues))
+    np.testing.assert_allclose(ours.total(7.0).values()[-5:], full.total(7.0).values()[-5:], rtol=1e-8)
+    delta = {s: jnp.ones(shape) for s, shape in full.geometry.shapes().items()}
+    for s, v in ours.matvec(delta).items():
+        np.testing.assert_allclose(v, full.matvec(delta)[s], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(ours.quadratic(delta), full.quadratic(delta), rtol=1e-6)
+    np.testing.assert_allclose(ours.stiffness["w0"], full.stiffness["w0"], rtol=1e-10)
+    assert spectrum_table(ours).attrs["kind"] == "dense"
+    scales = np.r_[0.0, np.quantile(full.values(), [0.3, 0.7]) * 1.01]
+    for rule in (brg.unlearning(5) if whiten else "sharp", lambda lam, cut: lam / (lam + cut)):
+        flows = [brg.renormalize(NET, post, m, cutoffs=scales, key=KEY, regulator=rule) for m in (ours, full)]
+        a, b = (flow.predict(X, progress_bar=False) for flow in flows)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(flows[0].stiff_fraction, flows[1].stiff_fraction, atol=1e-12)
+    one, other = (brg.renormalize(NET, post, m, cutoffs=scales, key=KEY).by_site()["w0"].predict(X)
+                  for m in (ours, full))
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
 
 
 def test_kinds_are_found_by_name_where_the_metric_is_made(post):

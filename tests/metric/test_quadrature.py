@@ -106,7 +106,11 @@ def model(count, family):
     return fn
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("zero-inflated Poisson", "negative binomial", "Weibull", "normal above 0", "log-normal, transformed", "beta",
+         "asymmetric Laplace", "Student, unknown ν")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_exact_output_fisher(x64, name):
     count, family, support = FAMILIES[name]
     x, params = jnp.ones((1, 1)), {"z": jnp.asarray(AT[:count])}
