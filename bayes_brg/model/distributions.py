@@ -59,7 +59,7 @@ def censoring(d: dist.Distribution) -> Any:
 #
 # .. [1] Loader, Fast and accurate computation of binomial probabilities (2000), as in R's dpois, dbinom and dnbinom.
 LARGE = 16.0
-EXTREME = 15.0  # logits beyond which one of the two outcomes has no digits left as a probability
+EXTREME = 60.0  # logits beyond which one of the two outcomes may have no digits left as a probability
 
 
 def _stirling_error(n: jax.Array) -> jax.Array:
@@ -88,16 +88,22 @@ def _poisson(x: jax.Array, rate: jax.Array) -> jax.Array:
     return jnp.where(large, loader, direct)
 
 
-def _binomial(k: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
-    """log C(n, k) pᵏ qⁿ⁻ᵏ, for n that need not be whole; p and q = 1 − p each with its own digits."""
-    inside = (k > 0) & (k < n)
-    k_, n_ = jnp.where(inside, k, 1.0), jnp.where(inside, n, 2.0)
+def _binomial(k: jax.Array, m: jax.Array, n: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+    """log C(n, k) pᵏ qᵐ, m = n − k, for n that need not be whole; m, and p and q = 1 − p, each with its own digits."""
+    inside = (k > 0) & (m > 0)
+    k_, m_, n_ = jnp.where(inside, k, 1.0), jnp.where(inside, m, 1.0), jnp.where(inside, n, 2.0)
     p_, q_ = jnp.where(inside, p, 0.5), jnp.where(inside, q, 0.5)
-    errors = _stirling_error(n_) - _stirling_error(k_) - _stirling_error(n_ - k_)
-    deviances = _deviance(k_, n_ * p_) + _deviance(n_ - k_, n_ * q_)
-    loader = errors - deviances - 0.5 * (math.log(2 * math.pi) + jnp.log(k_) + jnp.log1p(-k_ / n_))
-    one_sided = jax.scipy.special.xlogy(k, p) + jax.scipy.special.xlogy(n - k, q)
+    errors = _stirling_error(n_) - _stirling_error(k_) - _stirling_error(m_)
+    deviances = _deviance(k_, n_ * p_) + _deviance(m_, n_ * q_)
+    loader = errors - deviances - 0.5 * (math.log(2 * math.pi) + jnp.log(k_) + jnp.log(m_ / n_))
+    one_sided = jax.scipy.special.xlogy(k, p) + jax.scipy.special.xlogy(m, q)
     return jnp.where(inside, loader, one_sided)
+
+
+def _negative_binomial(x: jax.Array, size: jax.Array, rate: jax.Array) -> jax.Array:
+    """log C(x + size − 1, x) pˢⁱᶻᵉ qˣ with p = rate/(1 + rate), size > 0 not whole: mean size/rate."""
+    some = jnp.log(size / (size + x)) + _binomial(size, x, x + size, rate / (1 + rate), 1 / (1 + rate))
+    return jnp.where(x > 0, some, -size * jnp.log1p(1 / rate))
 
 
 def _floats(*arrays: Any) -> list[jax.Array]:
@@ -122,23 +128,44 @@ def _poisson_mass(d, value):
 
 
 def _negative_binomial_mass(d, value):
-    x, size, rate = _floats(value, d.concentration, d.rate)
-    p, q = rate / (1 + rate), 1 / (1 + rate)
-    x_ = jnp.where(x > 0, x, 1.0)
-    some = jnp.log(size / (size + x_)) + _binomial(size, x_ + size, p, q)
-    return jnp.where(x > 0, some, -size * jnp.log1p(1 / rate))
+    return _negative_binomial(*_floats(value, d.concentration, d.rate))
 
 
 def _binomial_logit_mass(d, value):
     k, n, logits = _floats(value, d.total_count, d.logits)
     clipped = jnp.clip(logits, -EXTREME, EXTREME)
-    stable_form = _binomial(k, n, jax.nn.sigmoid(clipped), jax.nn.sigmoid(-clipped))
+    stable_form = _binomial(k, n - k, n, jax.nn.sigmoid(clipped), jax.nn.sigmoid(-clipped))
     return jnp.where(jnp.abs(logits) < EXTREME, stable_form, dist.BinomialLogits.log_prob(d, value))
 
 
 def _binomial_mass(d, value):
     k, n, p = _floats(value, d.total_count, d.probs)
-    return _binomial(k, n, p, 1 - p)
+    return _binomial(k, n - k, n, p, 1 - p)
+
+
+def _multinomial_mass(d, value):
+    """Class after class: each count is binomial among those that are left, C − 1 of them."""
+    left = jnp.flip(jnp.cumsum(jnp.flip(jnp.asarray(value), -1), -1), -1)  # as whole numbers, if they came as such
+    log_p = jax.nn.log_softmax(d.logits, axis=-1)
+    log_tail = jax.lax.cumlogsumexp(log_p, axis=log_p.ndim - 1, reverse=True)
+    k, total, p, q = _floats(jnp.asarray(value)[..., :-1], left, jnp.exp(log_p[..., :-1] - log_tail[..., :-1]),
+                             jnp.exp(log_tail[..., 1:] - log_tail[..., :-1]))
+    return jnp.sum(_binomial(k, total[..., 1:], total[..., :-1], p, q), axis=-1)
+
+
+# Draws of classes of unknown probability are negative binomials of any common rate, given their sum. That rate is
+# chosen for which the sum is what is expected.
+def _beta_binomial_mass(d, value):
+    k, n, a, b = _floats(value, d.total_count, d.concentration1, d.concentration0)
+    rate = (a + b) / jnp.maximum(n, 1.0)
+    return (_negative_binomial(k, a, rate) + _negative_binomial(n - k, b, rate)) - _negative_binomial(n, a + b, rate)
+
+
+def _dirichlet_multinomial_mass(d, value):
+    k, n, a = _floats(value, d.total_count, d.concentration)
+    size = a.sum(-1)
+    rate = size / jnp.maximum(n, 1.0)
+    return jnp.sum(_negative_binomial(k, a, rate[..., None]), axis=-1) - _negative_binomial(n, size, rate)
 
 
 # -- what lies beyond a limit ---------------------------------------------------------------------------------
@@ -204,18 +231,28 @@ STABLE |= {family: type(family.__name__, (Counts, family), {"_log_mass": mass}) 
     (dist.BernoulliLogits, _bernoulli_mass),
     (dist.BinomialLogits, _binomial_logit_mass),
     (dist.BinomialProbs, _binomial_mass),
+    (dist.MultinomialLogits, _multinomial_mass),
+    (dist.MultinomialProbs, _multinomial_mass),
+    (dist.BetaBinomial, _beta_binomial_mass),
+    (dist.DirichletMultinomial, _dirichlet_multinomial_mass),
 )}
 
 
+INSIDE = {dist.Independent: "base_dist", dist.ExpandedDistribution: "base_dist", dist.MaskedDistribution: "base_dist",
+          dist.discrete.ZeroInflatedProbs: "base_dist", dist.MixtureSameFamily: "_component_distribution",
+          dist.MixtureGeneral: "_component_distributions", **dict.fromkeys(CENSORED, "base_dist")}
+
+
 def stable(d: dist.Distribution) -> dist.Distribution:
-    """The same law, with a log density that keeps its digits for large counts."""
-    if isinstance(d, (*WRAPPERS, dist.discrete.ZeroInflatedProbs)):
-        base = stable(d.base_dist)
-        if base is d.base_dist:
-            return d
-        d = copy.copy(d)
-        d.base_dist = base
-        return d
+    """The same law, with a log density that keeps its digits for large counts, and far limits of censored data."""
+    for kind, name in INSIDE.items():
+        if isinstance(d, kind):
+            held = getattr(d, name)
+            new = [stable(c) for c in held] if isinstance(held, (list, tuple)) else stable(held)
+            if new is not held and (not isinstance(held, (list, tuple)) or any(
+                    a is not b for a, b in zip(new, held, strict=True))):
+                d = copy.copy(d)
+                setattr(d, name, new)
     family = STABLE.get(type(d))
     if family is None:
         return d
