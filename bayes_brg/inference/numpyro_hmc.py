@@ -100,10 +100,11 @@ def nuts(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num_s
     readout : {"sampled", "collapsed"}
         ``"collapsed"``, for a `Network` with Gaussian likelihood: the hidden sites are sampled from
         p(hidden) N(y; 0, HΣ_wHᵀ + s²1), the readout integrated out, and drawn exactly after.
-    init : "auto", "prior", "uniform", Posterior or dict
+    init : "auto", "prior", "uniform", "ensemble", Posterior or dict
         Where chains start. ``"prior"``: prior draws, with the readout of a Gaussian network from its exact
         conditional. ``"uniform"``: uniform on (−2, 2) in unconstrained coordinates. ``"auto"``: the first for networks,
-        the second for other models. A `Posterior` (the last draws of its chains, or draws at random), or a dict of
+        the second for other models. ``"ensemble"``: where an ascent of the log density by Adam from there ends, one a
+        chain. A `Posterior` (the last draws of its chains, or draws at random), or a dict of
         native values, shape (*site) or (chain, *site).
     target_accept_prob : float
         Mean acceptance that the step size is adapted to, between 0 and 1.

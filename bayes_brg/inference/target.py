@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 from ..core.arrays import check_array
@@ -136,7 +137,8 @@ def prepare(model: Callable, x: Any, y: Any, key: Any, method: str,
     return aim(bound, method, readout), x, y, name_key(key, method)
 
 
-INITS = ("auto", "prior", "uniform")
+INITS = ("auto", "prior", "uniform", "ensemble")
+CLIMB_STEPS, CLIMB_RATE = 600, 0.02
 
 
 def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: Any = "auto") -> Params:
@@ -147,7 +149,8 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
     init : str, Posterior or dict
         ``"prior"``: prior draws; the readout of a Gaussian network from its exact conditional. ``"uniform"``: uniform
         on (−2, 2) in unconstrained coordinates, as NumPyro does. ``"auto"``: the first for networks, the second for
-        other models. A `Posterior`: its last draws where it has as many (dependent) chains, else draws of it at
+        other models. ``"ensemble"``: each chain from the end of an ascent of its own, by Adam, from where ``"auto"``
+        would start: a deep ensemble, whose members lie in modes that a chain from the prior takes long to find. A `Posterior`: its last draws where it has as many (dependent) chains, else draws of it at
         random, of an ensemble those that did not diverge. A dict of native values: one point for all chains, or one
         each with a leading axis (count,).
     """
@@ -192,6 +195,8 @@ def _from_values(target: Target, count: int, init: Mapping) -> Params:
 def _from_name(target: Target, key: jax.Array, x: Any, y: Any, count: int, how: str) -> Params:
     """Unconstrained points drawn until their density and its gradient are finite."""
     bound = target.bound
+    if how == "ensemble":
+        return _climbed(target, _from_name(target, key, x, y, count, "auto"), x, y)
     if how == "auto":
         how = "prior" if bound.familiar else "uniform"
     improper = [s.name for s in bound.sites if s.improper]
@@ -208,6 +213,30 @@ def _from_name(target: Target, key: jax.Array, x: Any, y: Any, count: int, how: 
     raise ValueError("no starting point with a finite log density and gradient was found in 20 draws from "
                      f"init={how!r}; pass init= a dict of values inside the support, and check the model"
                      + _small_noise(target))
+
+
+@partial(jax.jit, static_argnums=0)
+def _climbed(target: Target, start: Params, x: Any, y: Any) -> Params:
+    """The highest point on an ascent of the log density from each start, leading axis (chain,)."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(CLIMB_RATE, CLIMB_STEPS))
+
+    def ascend(begin):
+        def step(carry, _):
+            u, state, best, top = carry
+            value, slope = jax.value_and_grad(target.log_density)(u, x, y)
+            best, top = _where_tree(value > top, u, best), jnp.fmax(value, top)
+            change, state = optimizer.update(jax.tree.map(lambda g: -jnp.nan_to_num(g), slope), state, u)
+            return (optax.apply_updates(u, change), state, best, top), None
+
+        top = target.log_density(begin, x, y)
+        (last, _, best, top), _ = jax.lax.scan(step, (begin, optimizer.init(begin), begin, top), None, CLIMB_STEPS)
+        return _where_tree(target.log_density(last, x, y) > top, last, best)
+
+    return jax.vmap(ascend)(start)
+
+
+def _where_tree(mask: jax.Array, a: Params, b: Params) -> Params:
+    return jax.tree.map(lambda a, b: jnp.where(mask, a, b), a, b)
 
 
 def _small_noise(target: Target) -> str:

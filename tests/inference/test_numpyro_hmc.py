@@ -10,6 +10,7 @@ import numpyro.distributions as dist
 import pytest
 from moments import assert_moments, standard_error
 
+from bayes_brg.inference import initial, prepare
 from bayes_brg.inference.numpyro_hmc import hmc, nuts
 from bayes_brg.model.cosnet import cosnet
 from bayes_brg.model.likelihoods import bernoulli, gaussian
@@ -207,6 +208,19 @@ def test_keys_and_thinning():
     longer = hmc(TINY, TINY_X, TINY_Y, key=jax.random.key(4), **{**SHORT, "num_samples": 70})
     assert longer.samples["w0"].shape == (2, 70, 1, 1)
     np.testing.assert_array_equal(longer.samples["w0"][:, :6], a)
+
+
+def test_chains_of_an_ensemble_start_at_the_top():
+    """Of a concave density every ascent ends at its one maximum, to a twentieth of a nat."""
+    straight = mlp((), out=2, bias_std=1.0, likelihood=gaussian(0.3))
+    target, x, y, key = prepare(straight, X, Y, jax.random.key(7), "nuts")
+    best, exact = initial(target, key, x, y, 3, "ensemble"), linear_posterior(
+        np.c_[X, np.ones(12)], Y, [2**-0.5, 2**-0.5, 1.0], 0.3)[0]
+    top = target.log_density(target.unconstrain({"w0": exact[:2], "b0": exact[2]}, x, y), x, y)
+    lower = target.log_density(jax.tree.map(lambda u: u[0], initial(target, key, x, y, 3, "prior")), x, y)
+    for chain in range(3):
+        found = target.log_density(jax.tree.map(lambda u, c=chain: u[c], best), x, y)
+        assert top - 0.05 < found < top + 1e-4 and lower < top - 0.5
 
 
 @pytest.mark.slow
