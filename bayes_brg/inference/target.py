@@ -150,9 +150,10 @@ def initial(target: Target, key: jax.Array, x: Any, y: Any, count: int, init: An
         ``"prior"``: prior draws; the readout of a Gaussian network from its exact conditional. ``"uniform"``: uniform
         on (−2, 2) in unconstrained coordinates, as NumPyro does. ``"auto"``: the first for networks, the second for
         other models. ``"ensemble"``: each chain from the end of an ascent of its own, by Adam, from where ``"auto"``
-        would start: a deep ensemble, whose members lie in modes that a chain from the prior takes long to find. A `Posterior`: its last draws where it has as many (dependent) chains, else draws of it at
-        random, of an ensemble those that did not diverge. A dict of native values: one point for all chains, or one
-        each with a leading axis (count,).
+        would start: a deep ensemble, whose members lie in modes that a chain from the prior takes long to find. A
+        `Posterior`: its last draws where it has as many (dependent) chains, else draws of it at random, of an ensemble
+        those that did not diverge. A dict of native values: one point for all chains, or one each with a leading axis
+        (count,).
     """
     key = name_key(key, "init")
     if isinstance(init, Posterior):
