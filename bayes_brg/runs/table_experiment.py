@@ -30,8 +30,8 @@ __all__ = ["TABLE_FILE", "table_experiment"]
 TABLE_FILE = Path(__file__).parent / "templates" / "table.py"
 """The experiment that ``bayes-brg run table.csv`` runs; models/table.py is the same, to be copied."""
 
-DEFAULTS: dict[str, Any] = {"data": "", "target": "", "num_train": 0, "max_rows": 4000, "target_transform": "",
-                            "heavy": "auto", "peers": True}
+DEFAULTS: dict[str, Any] = {"data": "", "target": "", "num_train": 0, "max_rows": 4000, "test_column": "",
+                            "target_transform": "", "heavy": "auto", "peers": True}
 
 
 def _sample(model, x, y, key, settings):
@@ -74,7 +74,8 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
     """An experiment on real data, in whose place a user's table can be put.
 
     ``bayes-brg run FILE --data file.csv --target column`` sets the settings ``data`` and ``target``. The other
-    settings, besides its own: ``num_train`` (0: three quarters of the rows), ``max_rows`` (how many of these the
+    settings, besides its own: ``test_column`` (a column that says which rows are held out; none: a quarter of them,
+    drawn at random), ``num_train`` (0: all others), ``max_rows`` (how many of these the
     network is fitted to, drawn at random; 0: all), ``target_transform`` ("log", "rank" or none), ``heavy`` ("auto",
     "log", "rank", "none": what is done about heavy tails of inputs), ``peers``, and, where `classes` is None, ``task``
     ("auto", "regression", "classification").
@@ -108,11 +109,11 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
     Experiment
     """
     @lru_cache(maxsize=4)
-    def read(path: str, target: str, task: str) -> Table:
+    def read(path: str, target: str, test_column: str, task: str) -> Table:
         if target and not path:
             raise ValueError(f"target {target!r} is a column of no table; name its file, --data FILE")
         if path:
-            found = load_table(path, target)
+            found = load_table(path, target, test_column)
         elif table is None:
             raise ValueError(f"experiment {name!r} has no table of its own; name a file, --data FILE --target COLUMN")
         else:
@@ -121,7 +122,7 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
 
     def chosen_table(chosen) -> Table:
         task = chosen.task if classes is None else "classification" if classes else "regression"
-        return read(chosen.data, chosen.target, task)
+        return read(chosen.data, chosen.target, chosen.test_column, task)
 
     def network(chosen):
         return model(chosen, chosen_table(chosen))

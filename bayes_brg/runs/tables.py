@@ -46,6 +46,8 @@ class Table:
         What reading a column decided, by its name.
     whole : tuple of str
         What is to be said of the whole table.
+    held_out : array (n,) of bool, optional
+        Rows to hold out, where the table says so itself.
     """
 
     x: Any
@@ -55,6 +57,7 @@ class Table:
     classes: tuple = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    held_out: Any = None
 
     def __post_init__(self):
         notes = dict(self.notes)
@@ -134,14 +137,14 @@ class Table:
     # -- data of an experiment ----------------------------------------------------------------------------
     def split(self, key: Any, *, num_test: int | None = None, num_train: int | None = None, max_rows: int = 0,
               target_transform: str | None = None, heavy: str = "auto") -> Data:
-        """Encoded, standardised `Data` with a held-out part drawn at random.
+        """Encoded, standardised `Data` with a held-out part: the table's own, or else drawn at random.
 
         Parameters
         ----------
         key : jax.random.key
             Of the permutation of the rows.
         num_test : int, optional
-            Held-out rows; default a quarter.
+            Held-out rows; default a quarter. Not for a table that says which.
         num_train : int, optional
             Training rows; default all others.
         max_rows, target_transform, heavy
@@ -158,11 +161,17 @@ class Table:
             If there are too few rows, or as `take`.
         """
         n = len(self.y)
+        order = np.asarray(jax.random.permutation(check_key(key), n))
+        if self.held_out is not None:
+            if num_test is not None:
+                raise ValueError(f"the table says which of its rows are held out ({int(self.held_out.sum())}); leave "
+                                 "num_test out")
+            order = order[np.argsort(~self.held_out[order], kind="stable")]
+            num_test = int(self.held_out.sum())
         test = max(1, n // 4) if num_test is None else num_test
         train = n - test if num_train is None else min(num_train, n - test)
         if test < 1 or train < 2:
             raise ValueError(f"the table has {n} rows: {test} to hold out leave {n - test} to learn from")
-        order = np.asarray(jax.random.permutation(check_key(key), n))
         return self.take(order[test:test + train], order[:test], max_rows=max_rows, target_transform=target_transform,
                          heavy=heavy)
 
@@ -262,7 +271,7 @@ class Table:
 
 
 # -- from a file ----------------------------------------------------------------------------------------------
-def load_table(path: str | Path | pd.DataFrame, target: str = "") -> Table:
+def load_table(path: str | Path | pd.DataFrame, target: str = "", test_column: str = "") -> Table:
     """A table from a CSV file, from a DataFrame, or from arrays in an NPZ file.
 
     Parameters
@@ -275,6 +284,9 @@ def load_table(path: str | Path | pd.DataFrame, target: str = "") -> Table:
     target : str
         The column to predict. Text, or yes and no, there is taken as names of classes; rows without it are left out.
         It may be left out for an NPZ file with ``y``.
+    test_column : str
+        A column that says which rows are to be held out, by 1 and 0, yes and no, or ``test`` and anything else. It is
+        no input. Left out: `Table.split` draws them.
 
     Returns
     -------
@@ -306,11 +318,12 @@ def load_table(path: str | Path | pd.DataFrame, target: str = "") -> Table:
     names = [str(n) for n in frame.columns]
     if not target:
         problems.append(f"say which column is the target; its columns are {', '.join(names)}")
-    elif target not in names:
-        close = difflib.get_close_matches(target, names, n=1)
-        problems.append(f"it has no column {target!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
-                        + f"; its columns are {', '.join(names)}")
-    if len(names) < 2:
+    for asked in filter(None, (target, test_column)):
+        if asked not in names:
+            close = difflib.get_close_matches(asked, names, n=1)
+            problems.append(f"it has no column {asked!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+                            + f"; its columns are {', '.join(names)}")
+    if len(names) < 2 + bool(test_column):
         problems.append(f"it has {names[0]!r} alone, and needs at least one input column beside the target")
     columns: dict[str, pd.Series] = {}
     for name in names:
@@ -324,12 +337,15 @@ def load_table(path: str | Path | pd.DataFrame, target: str = "") -> Table:
     y, classes, kept = np.zeros(0), (), np.zeros(0, bool)  # type: np.ndarray, tuple, np.ndarray
     if target in columns:
         y, classes, kept = _targets(columns[target], target, problems)
+    held = _held_out(columns.pop(test_column), test_column, problems)[kept] if test_column in columns else None
     if problems:
         raise problems_error(label, problems)
     if not kept.all():
         whole.append(f"{int((~kept).sum())} rows without a target are left out")
     inputs = pd.DataFrame({n: c[kept].reset_index(drop=True) for n, c in columns.items() if n != target})
-    return Table(inputs, y[kept], tuple(inputs.columns), target, classes, notes, tuple(whole))
+    if held is not None:
+        whole.append(f"the column {test_column!r} says which rows are held out")
+    return Table(inputs, y[kept], tuple(inputs.columns), target, classes, notes, tuple(whole), held)
 
 
 def _read_file(path: Path, target: str, problems: list[str]) -> tuple[Path, Read | None, str]:
@@ -346,6 +362,18 @@ def _read_file(path: Path, target: str, problems: list[str]) -> tuple[Path, Read
         problems.append(str(error))
         return path, None, target
     return path, Read(frame, {}, []), target
+
+
+def _held_out(values: pd.Series, name: str, problems: list[str]) -> np.ndarray:
+    """Which rows a column marks."""
+    text = values.astype(object).map(lambda v: str(v).strip().lower())
+    known = text.isin(["1", "1.0", "true", "yes", "test"])
+    plain = known | text.isin(["0", "0.0", "false", "no", "train", "training", "validation", "valid"])
+    if not plain.all() or not known.any() or known.all():
+        problems.append(f"column {name!r} must mark the rows to hold out by 1 and 0, yes and no, or test and train; "
+                        + (f"row {int((~plain).to_numpy().argmax())} is {values[int((~plain).to_numpy().argmax())]!r}"
+                           if not plain.all() else f"it marks {int(known.sum())} of {len(known)} rows"))
+    return known.to_numpy()
 
 
 def _targets(values: pd.Series, name: str, problems: list[str]) -> tuple[np.ndarray, tuple, np.ndarray]:

@@ -207,6 +207,21 @@ def test_regression_or_classes_is_decided_by_the_target(frame):
     assert found.split(KEY).encoding["encoding"].iloc[-1].endswith("5 rows without a target are left out")
 
 
+def test_a_column_can_say_which_rows_are_held_out(frame):
+    frame["part"] = np.where(np.arange(40) % 4 == 1, "test", "train")
+    table = brg.load_table(frame, "outcome", "part")
+    data = table.split(KEY)
+    assert "part" not in table.columns and "'part' says which rows are held out" in data.encoding["encoding"].iloc[-1]
+    held = data.own.back(data.y_test).ravel()
+    np.testing.assert_allclose(np.sort(held), np.sort(frame["outcome"][frame["part"] == "test"]), atol=1e-6)
+    assert len(table.split(KEY, num_train=20).x) == 20
+    with pytest.raises(ValueError, match="leave num_test out"):
+        table.split(KEY, num_test=3)
+    for column, words in (("group", "row 0 is '[abc]'"), ("constant", "marks 40 of 40 rows"), ("prt", "mean 'part'")):
+        with pytest.raises(ValueError, match=words):
+            brg.load_table(frame, "outcome", column)
+
+
 def test_a_column_that_is_constant_in_training_says_nothing():
     x = np.stack([np.full(30, 0.1), np.arange(30.0)], 1)  # the standard deviation of so many 0.1 is not 0
     held = np.asarray(jax.random.permutation(KEY, 30))[:7]
