@@ -135,8 +135,9 @@ def _log_joint_one(bound: BoundModel, params, x, y):
     return bound.log_joint(params, x, y)
 
 
-def _prior_one(bound: BoundModel, index, key, x):
-    return bound.draw_prior(jax.random.fold_in(key, index), x)
+def _prior_one(bound: BoundModel, member, key, x):
+    index, given = member
+    return bound.draw_prior(jax.random.fold_in(key, index), x, given)
 
 
 def work(bound: BoundModel, x: Any) -> int:
@@ -224,10 +225,14 @@ def _log_prior_one(bound, params, x):
     return bound.log_prior(params, x)
 
 
-def draw_prior(bound: BoundModel, key: jax.Array, x: Any, count: int) -> dict[str, jax.Array]:
-    """Draws 0 … count − 1 of the prior stream of `key`, leading axis T: the same whatever the count."""
+def draw_prior(bound: BoundModel, key: jax.Array, x: Any, count: int, given: dict | None = None
+               ) -> dict[str, jax.Array]:
+    """Draws 0 … count − 1 of the prior stream of `key`, leading axis T: the same whatever the count.
+
+    Each with its own of the values in `given`, leading axis T, for the sites that these name.
+    """
     numbers = sum(math.prod(site.shape) for site in bound.sites)
-    return map_draws(_prior_one, (bound,), np.arange(count), (key, x), chunk=1, passes=numbers)
+    return map_draws(_prior_one, (bound,), (np.arange(count), given or {}), (key, x), chunk=1, passes=numbers)
 
 
 def check_proper(bound: BoundModel) -> None:

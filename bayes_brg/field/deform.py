@@ -146,6 +146,9 @@ class BoundDeformed(BoundModel):
     def parents(self, x):
         return self.base.parents(x)
 
+    def hyperparameters(self, x):
+        return self.base.hyperparameters(x)
+
 
 def deform(model: Callable, operator: Callable[[jax.Array], Any], mesh: Any, *, likelihood: bool = True) -> Deformed:
     """The model with its prior weighted by exp(−O(φ_θ)), φ_θ on a mesh: an engineered theory (44).

@@ -207,7 +207,12 @@ class _Readout:
         if not flow.spec.geometry.entrywise:
             raise ValueError(f"the closed forms (74), (75) need a diagonal metric, got kind={flow.metric.kind!r}")
         flow.spec.refill.variance(np.zeros(()))  # refuses a rule whose law is not known
-        mean, std = (np.asarray(a, np.float64) for a in linear.moments())
+        learned = [s for s in bound.hyperparameters(flow.metric.x) if s not in linear.sites]
+        if learned:
+            raise ValueError(f"site {learned[0]!r} is learned, so that each member has a prior or a noise of its own; "
+                             "closed forms are for a network of known noise and scales. flow.predict has the members' "
+                             "own numbers")
+        mean, std = (np.asarray(a, np.float64) for a in linear.moments({}))
         return cls(flow, bound, linear, mean, std**2)
 
     @property
@@ -400,10 +405,10 @@ class _Conjugate:
 
     @classmethod
     def of(cls, readout: _Readout, x, y) -> _Conjugate:
-        noise, method = readout.linear.noise, readout.flow.posterior.method
+        noise, method = readout.linear.likelihood.noise, readout.flow.posterior.method
         if noise is None:
-            raise ValueError(f"data= needs a Gaussian likelihood, got {readout.linear.likelihood!r}, under which the "
-                             "readout has no Gaussian posterior")
+            raise ValueError(f"data= needs a Gaussian likelihood, got {readout.linear.likelihood.name!r}, under which "
+                             "the readout has no Gaussian posterior")
         if method.startswith("ensemble (loss"):
             raise ValueError(f"data= says that readouts are exact posterior draws, but these are of {method!r}; leave "
                              "data out to average over refills alone")

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import xarray as xr
 
 from ..core.batching import default_chunk, first_draw, map_draws
@@ -22,7 +21,7 @@ from ..core.checks import check_choice, check_data, check_inputs, check_key, che
 from ..core.keys import name_key
 from ..metric.fisher import restricted
 from ..metric.metric import Metric
-from ..model.bound import BoundModel, Params, unwrap
+from ..model.bound import BoundModel, Params
 from ..posterior import Posterior, work
 from .critical_scale import CriticalScale, critical_scale, variance_scale
 from .cutoffs import check_cutoff, check_cutoffs, working
@@ -280,9 +279,7 @@ def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:
 
 def loss_units(bound: BoundModel, posterior: Posterior, x: Any) -> str:
     """Units of the training loss: those of y, squared, or nats."""
-    params = first_draw(posterior.flat())
-    law = jax.eval_shape(lambda p: bound.distribution(p, x), params)
-    return "squared units of y" if isinstance(unwrap(law), dist.Normal) else "nats"
+    return "squared units of y" if bound.squared(first_draw(posterior.flat()), x) else "nats"
 
 
 def renormalized(posterior: Posterior, flowed: Mapping[str, jax.Array], cutoff: float) -> Posterior:

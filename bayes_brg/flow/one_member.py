@@ -231,8 +231,8 @@ def _readout_stiffness(spec: FlowSpec, member: Member, setting: Setting) -> jax.
 def along_one(spec: FlowSpec, quantity: str, member: Member, setting: Setting) -> jax.Array:
     """A quantity of one member at every cutoff: (cutoff, ...)."""
     x, y, bound = setting.x, setting.y, spec.bound
-    likelihood = bound.likelihood
-    if likelihood is not None:
+    if bound.likelihood is not None and not set(bound.likelihood.learned.values()) & set(spec.sites):
+        likelihood = bound.likelihood_at(member.theta)
         if not spec.linear and quantity != "phi":  # one forward pass at a time, reduced at once
             at = member_flow(spec, member, setting)
             return jax.lax.map(lambda c: _measure(likelihood, quantity, bound.phi(at(c), x), y, member, setting),

@@ -148,8 +148,8 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     """Laplace's approximation: a Gaussian at the mode, its precision n·I plus that of the prior (71).
 
     The Fisher metric I (the generalised Gauss–Newton matrix) takes the place of the Hessian, so that the precision is
-    positive. Everything is in unconstrained coordinates u. For a `Network` with Gaussian priors these are θ whitened
-    by the prior, and with λ̃ and V the eigenvalues and eigenmodes of the whitened metric (theory §1) the covariance is
+    positive. Everything is in the unconstrained coordinates u that samplers move in, in which the scales that a network
+    learns are independent of its weights. For a `Network` with Gaussian priors they are θ whitened by the prior, and with λ̃ and V the eigenvalues and eigenmodes of the whitened metric (theory §1) the covariance is
     1 − V nλ̃/(1 + nλ̃) Vᵀ, for which no P × P matrix is formed.
 
     The Gauss–Newton precision is that of the network made linear at its mode [1]_. Through the network itself, as
@@ -194,7 +194,7 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
                          "'diagonal'")
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "draws")))(jnp.arange(count))
     sites = bound.readout.sites if structure == "last_layer" and bound.readout is not None else bound.names
-    around = _around_network if target.whitened else _around
+    around = _around_network if bound.white(sites) else _around
     with quiet(not progress_bar):
         if params is None:
             mode = _maximise(target, key, x, y, "unconstrained", num_starts, num_steps, learning_rate, init)
@@ -242,12 +242,11 @@ def _around(target, structure, sites, mode, keys, x, y):
     params = target.constrain(mode, x, y)
     metric = fisher(bound.fn, None, x, at={s: params[s] for s in bound.names}, kind="full", sites=bound.names,
                     coordinates="unconstrained")
-    order = {s: mode[s] for s in bound.names}
     basis, values = (np.asarray(a, np.float64) for a in _eigenbasis(metric.geometry, metric.arrays()))
+    centre = ravel(mode, bound.names)
+    basis = basis @ np.asarray(_coordinates(target, metric.geometry, centre, x, y), np.float64)
     information = (basis.T * values) @ basis
-
-    centre = metric.ravel(order)  # in the order of the metric's vectors
-    precision = n * information + np.asarray(_penalty_hessian(target, metric.geometry, centre, x, y), np.float64)
+    precision = n * information + np.asarray(_penalty_hessian(target, centre, x, y), np.float64)
     if structure == "diagonal":
         precision = np.diag(np.diagonal(precision))
     try:
@@ -258,7 +257,7 @@ def _around(target, structure, sites, mode, keys, x, y):
     noise = np.asarray(jax.vmap(lambda k: jax.random.normal(k, flat.shape))(keys), np.float64)
     draws = np.asarray(centre, np.float64) + np.linalg.solve(lower.T, noise.T).T
     draws = jnp.asarray(draws, flat.dtype)
-    samples = map_draws(_constrain_one, (target, metric.geometry), draws, (x, y))
+    samples = map_draws(_constrain_one, (target,), draws, (x, y))
     density = float(_density(target, mode, x, y))
     evidence = density + 0.5 * flat.size * np.log(2 * np.pi) - np.log(np.diagonal(lower)).sum()
     return samples, evidence
@@ -272,10 +271,23 @@ def _eigenbasis(geometry: Geometry, arrays):
     return jax.lax.map(lambda c: ravel(geometry.from_modes(arrays, c), geometry.sites), unit), values
 
 
+def _named(target: Target, vector, x, y) -> Params:
+    """Coordinates u by site, of a vector in the order of the model's sites."""
+    shapes = {s: v.shape for s, v in target.shapes(x, y).items()}
+    return unravel(vector, {s: shapes[s] for s in target.bound.names})
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _penalty_hessian(target: Target, geometry: Geometry, centre, x, y):
+def _coordinates(target: Target, geometry: Geometry, centre, x, y):
+    """Derivative of the metric's coordinates with respect to u, (P, P): 1 where they are the same."""
+    return jax.jacobian(lambda v: ravel(geometry.coords(target.constrain(_named(target, v, x, y), x, y)),
+                                        geometry.sites))(centre)
+
+
+@partial(jax.jit, static_argnums=0)
+def _penalty_hessian(target: Target, centre, x, y):
     def penalty(v):
-        u = unravel(v, geometry.shapes())
+        u = _named(target, v, x, y)
         return -target.log_prior(u, x, y) - target.log_factors(u, x, y)
 
     return jax.hessian(penalty)(centre)
@@ -286,8 +298,8 @@ def _density(target: Target, u: Params, x, y):
     return target.log_density(u, x, y)
 
 
-def _constrain_one(target: Target, geometry: Geometry, vector, x, y):
-    found = target.constrain(unravel(vector, geometry.shapes()), x, y)
+def _constrain_one(target: Target, vector, x, y):
+    found = target.constrain(_named(target, vector, x, y), x, y)
     return {s: found[s] for s in target.bound.names}
 
 

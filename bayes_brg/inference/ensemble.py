@@ -283,20 +283,37 @@ def _white_noise(key: jax.Array, count: int, shape: tuple[int, ...]) -> jax.Arra
 def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence[str]) -> Params:
     """Replace each member's readout by an exact posterior draw given its hidden weights (Matheron's rule)."""
     readout = bound.readout
-    assert readout is not None and readout.noise is not None
+    assert readout is not None
     count = next(iter(draws.values())).shape[0]
-    anchor = readout.stack(draw_prior(bound, name_key(key, "anchor"), x, count), np)
-    noise, std = readout.noise, np.asarray(readout.moments()[1][:, 0], np.float64)
+    given = {s: draws[s] for s in bound.hyperparameters(x)}
+    anchor = readout.stack(draw_prior(bound, name_key(key, "anchor"), x, count, given), np)
+    noise, std = (np.asarray(a, np.float64) for a in _noise_and_std(bound, count, given))
     targets = np.asarray(y, np.float64)
-    epsilon = noise * np.asarray(_white_noise(key, count, targets.shape), np.float64)
+    epsilon = noise[:, None] * np.asarray(_white_noise(key, count, targets.shape), np.float64)
     results, free = readout.stack(draws, np), readout.rows(trained)
 
     def solve(i, h):
         results[i, free] = anchor[i, free]
-        results[i, free] += exact_shift(h[:, free], targets + epsilon[i] - h @ results[i], std[free], noise)
+        left = targets + epsilon[i] - h @ results[i]
+        alike = (noise[i] == noise[i, 0]).all()
+        for c in [slice(None)] if alike else [slice(c, c + 1) for c in range(left.shape[1])]:
+            shift = exact_shift(h[:, free], left[:, c], std[i, free], float(noise[i, c][0]))
+            results[i, free, c] += shift
 
     _each_member(bound, readout, draws, x, solve, "exact readout")
     return _store(readout, draws, results)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _noise_and_std(bound: BoundModel, count: int, given: Params) -> tuple[jax.Array, jax.Array]:
+    """Noise (member, output) and prior standard deviations (member, row) of the readout, given what each has learned."""
+    readout = bound.readout
+    assert readout is not None
+
+    def one(_, params):
+        return jnp.broadcast_to(readout.noise(params), (readout.outputs,)), readout.moments(params)[1][:, 0]
+
+    return jax.vmap(one)(jnp.arange(count), given)
 
 
 # -- step by step ---------------------------------------------------------------------------------------------
@@ -314,9 +331,14 @@ class Member(NamedTuple):
 
 
 def _objective(bound: BoundModel, member: Member, strength: float):
-    """``fn(params, x, y) -> (n,)``: the loss of each point of a slice, plus the tie to the anchor."""
+    """``fn(params, x, y) -> (n,)``: the loss of each point of a slice, plus the tie to the anchor.
+
+    A noise that is learned may differ between outputs, so that the square is not it; −log p takes its place.
+    """
+    learned = member.epsilon is not None and bound.likelihood is not None and bound.likelihood.noise is None
+
     def fn(params, x, y):
-        loss = bound.loss(params, x, y)
+        loss = -bound.log_likelihood(params, x, y) if learned else bound.loss(params, x, y)
         if member.anchor:
             tie = sum(jnp.sum(((params[s] - a) / member.scale[s]) ** 2) for s, a in member.anchor.items())
             loss = loss + strength * tie
@@ -367,11 +389,13 @@ def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, 
     members, strength = Member(draws), 0.0
     if objective == "randomized_map":
         noise = bound.likelihood.noise if bound.likelihood is not None else None
-        anchors = draw_prior(bound, name_key(key, "anchor"), x, count)
+        given = {s: draws[s] for s in bound.hyperparameters(x)}
+        anchors = draw_prior(bound, name_key(key, "anchor"), x, count, given)
         members = members._replace(anchor={s: anchors[s] for s in trained},
-                                   scale=prior_scales(bound, x, trained, count))
-        if noise is not None:
-            members = members._replace(epsilon=noise * _white_noise(key, count, y.shape))
+                                   scale=prior_scales(bound, x, trained, draws))
+        if bound.likelihood is not None and bound.likelihood.squared:
+            wide = _noise_and_std(bound, count, given)[0][:, None] if noise is None else noise
+            members = members._replace(epsilon=wide * _white_noise(key, count, y.shape))
         # Per point: the square carries s²; −log p is half of −2 log p, so its tie has half the strength.
         strength = (0.5 if noise is None else noise**2) / num_points(x)
     kept = map_draws(_train_one, (bound, trained, optimizer, rate, stops, strength), members, (x, y),
@@ -379,18 +403,20 @@ def _step_members(bound, draws, x, y, key, trained, objective, optimizer, rate, 
     return {stop: {**draws, **free} for stop, free in zip(stops, kept, strict=True)}
 
 
-def prior_scales(bound: BoundModel, x: Any, sites: Sequence[str], count: int) -> Params:
-    """Prior standard deviations of Gaussian sites, repeated for each member."""
+def prior_scales(bound: BoundModel, x: Any, sites: Sequence[str], draws: Params) -> Params:
+    """Prior standard deviations of Gaussian sites, of each member given the parents of its own."""
     trace = bound.trace({}, x)
-    scales = {}
     for s in sites:
         base = unwrap(trace[s]["fn"])
         if not isinstance(base, dist.Normal):
             raise ValueError(f"randomized_map needs Gaussian priors, but site {s!r} has {type(base).__name__}; "
                              "leave it out of train, or use objective='loss'")
-        scale = jnp.broadcast_to(base.scale, bound.site(s).shape)
-        scales[s] = jnp.broadcast_to(scale, (count, *scale.shape))
-    return scales
+    return map_draws(_prior_scales_one, (bound, tuple(sites)), draws, (x,))
+
+
+def _prior_scales_one(bound: BoundModel, sites: tuple[str, ...], params: Params, x: Any) -> Params:
+    priors = bound.priors(params, x)
+    return {s: jnp.broadcast_to(unwrap(priors[s]).scale, bound.site(s).shape) for s in sites}
 
 
 def _report_one(bound: BoundModel, params: Params, x, y) -> dict[str, jax.Array]:

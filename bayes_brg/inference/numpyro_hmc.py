@@ -244,7 +244,7 @@ def _variances(target: Target, inverse_mass: Any, x, y, chains: int) -> dict[str
                 raise ValueError(f"inverse_mass lacks the site {s!r}; it has {', '.join(inverse_mass)}")
             shape = target.bound.site(s).shape
             variance = check_array(inverse_mass[s], f"inverse_mass[{s!r}]", axes=())
-            found[s] = jnp.broadcast_to(variance, shape) / scales[s] ** 2
+            found[s] = target.narrow({s: jnp.broadcast_to(variance, shape)})[s] / scales[s] ** 2
     else:
         raise TypeError(f"inverse_mass must be a Posterior or a dict of variances, got {type(inverse_mass).__name__}")
     for s, v in found.items():

@@ -6,6 +6,7 @@ Every sampler of the package works on a `Target`. Its coordinates u are real, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +45,19 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sites that are sampled."""
-        return self._readout.hidden if self.collapsed else self.bound.names
+        """The sites that are sampled, some of them in part where the readout is collapsed."""
+        if not self.collapsed:
+            return self.bound.names
+        readout = self._readout
+        return tuple(s for s in self.bound.names if s in readout.hidden or s in readout.kept)
+
+    def narrow(self, values: Params) -> Params:
+        """What is sampled of values or coordinates of all sites."""
+        return self._readout.narrow(values) if self.collapsed else values
+
+    def widen(self, u: Params) -> Params:
+        """Coordinates of whole sites; of those columns that are integrated out, the prior mean."""
+        return self._readout.widen(u) if self.collapsed else u
 
     @property
     def _readout(self) -> LinearReadout:
@@ -60,16 +72,17 @@ class Target:
 
     # -- coordinates --------------------------------------------------------------------------------------
     def scales(self) -> dict[str, Any]:
-        """Width of one unit of each whitened site; 1 for the others."""
-        return self.bound.scales(self.names)
+        """Width of one unit of each whitened site (at learned scales of 1); 1 for the others."""
+        return self.narrow({s: jnp.broadcast_to(v, self.bound.site(s).shape)
+                             for s, v in self.bound.scales(self.names).items()})
 
     def constrain(self, u: Params, x: Any, y: Any) -> Params:
         """Native values of the sampled sites."""
-        return self.bound.constrain(u, x, y)
+        return self.bound.constrain(self.widen(u), x, y)
 
     def unconstrain(self, params: Mapping, x: Any, y: Any) -> Params:
         """Unconstrained coordinates of native values."""
-        return self.bound.unconstrain({s: jnp.asarray(params[s]) for s in self.names}, x, y)
+        return self.narrow(self.bound.unconstrain({s: jnp.asarray(params[s]) for s in self.names}, x, y))
 
     def unravel(self, x: Any, y: Any) -> Callable[[jax.Array], Params]:
         """From the flat vector, in the order of `jax.flatten_util.ravel_pytree`, to the named coordinates."""
@@ -78,12 +91,17 @@ class Target:
     def shapes(self, x: Any, y: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the coordinates, which may differ from the native ones (a simplex)."""
         found = self.bound.shapes(x, y)
-        return {s: found[s] for s in self.names}
+        if not self.collapsed:
+            return {s: found[s] for s in self.names}
+        return dict(jax.eval_shape(self.narrow, {s: found[s] for s in self.names}))
 
     # -- densities, in nats -------------------------------------------------------------------------------
     def log_prior(self, u: Params, x: Any, y: Any = None) -> jax.Array:
         """Log prior density of u, Jacobian included; without factors."""
-        return self.bound.log_prior_of(u, x, y)
+        value, whole = self.bound.log_prior_of(self.widen(u), x, y), 0
+        if self.collapsed:  # zeros that stand for what is integrated out count for N(0, 1) each
+            whole = sum(math.prod(self.bound.site(s).shape) - u[s].size for s in self._readout.kept)
+        return value + 0.5 * whole * math.log(2 * math.pi) if whole else value
 
     def log_factors(self, u: Params, x: Any, y: Any) -> jax.Array:
         """Sum of the model's `numpyro.factor` terms."""
@@ -242,11 +260,12 @@ def _where_tree(mask: jax.Array, a: Params, b: Params) -> Params:
 
 def _small_noise(target: Target) -> str:
     """What to say of the noise of a readout that starts are integrated over, or completed with, exactly."""
-    readout = target.bound.readout
-    if readout is None or readout.noise is None:
+    if target.bound.uncollapsible():
         return ""
+    likelihood = target.bound.likelihood
+    noise = "The noise" if likelihood is None or likelihood.noise is None else f"Noise of {likelihood.noise:g}"
     remedy = ", or pass readout='sampled'" if target.collapsed else ", or pass init='uniform'"
-    return (f". Noise of {readout.noise:g} may be too small for the precision of the exact readout, above all with "
+    return (f". {noise} may be too small for the precision of the exact readout, above all with "
             f"repeated inputs: raise it{remedy}")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 
 from ..core.batching import as_chains, map_draws
 from ..core.checks import check_choice, check_count, check_data
@@ -113,9 +112,9 @@ def stable_rates(bound: BoundModel, draws: Params, x: Any, optimizer: str, sites
 
 def _square_factor(bound: BoundModel, params: Params, x) -> jax.Array:
     """2s² where the loss is (y − φ)², the largest s over data; 1 where it is −log p."""
-    base = unwrap(bound.distribution(params, x))
-    square = isinstance(base, dist.Normal) if bound.likelihood is None else bound.likelihood.noise is not None
-    return 2 * jnp.max(jnp.asarray(base.scale)) ** 2 if square else jnp.ones(())
+    if not bound.squared(params, x):
+        return jnp.ones(())
+    return 2 * jnp.max(jnp.asarray(unwrap(bound.distribution(params, x)).scale)) ** 2
 
 
 def _steepest_one(bound: BoundModel, sites: tuple[str, ...], params: Params, x) -> jax.Array:

@@ -76,7 +76,8 @@ def fisher(model, posterior: Posterior | None, x, kind: str | Kind = "diagonal",
         The metric P₀^{−1/2} I P₀^{−1/2}, P₀ the prior precision: λ̃ = λσ₀², a cutoff on which is one over an amount of
         data. Under a hierarchical prior σ₀ is that of each draw.
     sites : str or sequence of str, optional
-        Sites that the metric covers; default those that were trained, less the parents of others.
+        Sites that the metric covers; default those that were trained, less the parents of others and the noise of a
+        network.
     y : array (n, ...), optional
         Observed labels of `x`, for the empirical Fisher.
     key : jax.random.key, optional
@@ -315,7 +316,7 @@ def _check_result(geometry: Geometry, good: Any, draws: State, shared: State, le
 
 
 def flowing_sites(bound: BoundModel, x: Any, posterior: Posterior | None, sites) -> tuple[str, ...]:
-    """The sites a metric covers: those asked for, else those trained, less the parents of others."""
+    """The sites a metric covers: those asked for, else those trained, less the hyperparameters."""
     if sites is not None:
         sites = (sites,) if isinstance(sites, str) else tuple(sites)
         if not sites:
@@ -323,9 +324,9 @@ def flowing_sites(bound: BoundModel, x: Any, posterior: Posterior | None, sites)
         if len(set(sites)) < len(sites):
             raise ValueError(f"sites names a site twice: {', '.join(sites)}")
     else:
-        parents = {p for ps in bound.parents(x).values() for p in ps}
+        stay = bound.hyperparameters(x)
         trained = bound.names if posterior is None else posterior.trained
-        sites = tuple(s for s in bound.names if s in trained and s not in parents)
+        sites = tuple(s for s in bound.names if s in trained and s not in stay)
         if not sites:
             raise ValueError("no site of the model was trained and has no children; name those to cover with sites=")
     for s in sites:

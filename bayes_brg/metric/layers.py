@@ -35,8 +35,7 @@ Cotangents = Callable[[jax.Array | int], list[jax.Array]]
 def layers(bound: BoundModel, how: Estimator, sites: tuple[str, ...], params: Params, batch: Data, key: Any
            ) -> tuple[list[Layer], Cotangents, int]:
     """Dense layers that hold one of `sites`, a function from (r,) to their cotangents δ under response r, and R."""
-    assert bound.likelihood is not None
-    likelihood = bound.likelihood
+    likelihood = bound.likelihood_at(params)
 
     def respond(phi):
         return output_responses(likelihood, how, phi, batch, key) * batch.weight[:, None], None
@@ -47,8 +46,7 @@ def layers(bound: BoundModel, how: Estimator, sites: tuple[str, ...], params: Pa
 def layer_labels(bound: BoundModel, how: Estimator, sites: tuple[str, ...], params: Params, batch: Data, key: Any
                  ) -> tuple[list[Layer], Cotangents, int, jax.Array]:
     """As `layers` under the outputs φ themselves, with the scores (n, S, K) of drawn labels."""
-    assert bound.likelihood is not None
-    likelihood = bound.likelihood
+    likelihood = bound.likelihood_at(params)
 
     def respond(phi):
         found = network_labels(likelihood, how, phi, batch, key)

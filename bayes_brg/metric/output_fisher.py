@@ -68,7 +68,7 @@ class Estimator:
         Where an exact matrix comes from (general models).
     varies : tuple of str or of int
         Parameters of the observed distribution that depend on the flowing sites: names for "formula", else leaf
-        numbers. The others bring rows of zeros and are left out.
+        numbers. The others bring rows of zeros and are left out. Empty for a network that knows its own output Fisher.
     labels : int
         Whole numbers, from the lowest, that quadrature sums over.
     copies : int
@@ -324,8 +324,8 @@ def _labels_one(bound: BoundModel, how: Estimator, params: Params, datum: Data, 
 
 def labels(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: Any) -> Labels:
     """Drawn labels of a batch of data (Monte Carlo); data of weight zero have scores of zero."""
-    if bound.likelihood is not None:
-        found = network_labels(bound.likelihood, how, bound.phi(params, batch.x), batch, key)
+    if bound.likelihood is not None and not how.varies:
+        found = network_labels(bound.likelihood_at(params), how, bound.phi(params, batch.x), batch, key)
     else:
         found = jax.vmap(lambda datum: _labels_one(bound, how, params, datum, key))(batch)
         root = jax.vmap(lambda datum: _weight(bound, params, datum) * jnp.ones(()))(batch)
@@ -387,8 +387,8 @@ def responses(bound: BoundModel, how: Estimator, params: Params, batch: Data, ke
     key : jax.random.key, optional
         For drawn labels.
     """
-    if bound.likelihood is not None:
-        r = output_responses(bound.likelihood, how, bound.phi(params, batch.x), batch, key)
+    if bound.likelihood is not None and not how.varies:
+        r = output_responses(bound.likelihood_at(params), how, bound.phi(params, batch.x), batch, key)
     else:
         r = jax.vmap(lambda datum: _general_one(bound, how, params, datum, key) * _weight(bound, params, datum))(batch)
     return r * batch.weight[:, None]
@@ -440,7 +440,7 @@ def choose(bound: BoundModel, name: str, num_samples: int, params: Params, x: An
         If the Fisher matrix does not exist: a support that moves with the parameters, a deterministic output, or
         censored data.
     """
-    if bound.likelihood is not None:
+    if bound.likelihood is not None and not set(sites) & set(bound.likelihood.learned.values()):
         return Estimator(name, num_samples)
     seen, free = _observe(bound, params, x, sites), {s: params[s] for s in sites}
     if issubclass(seen.family, dist.Delta):

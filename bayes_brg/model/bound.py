@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,9 +92,9 @@ class BoundModel:
         readout = self.readout
         if readout is None:
             return "the model is not a Network, so its readout is not known to be linear; write it with brg.mlp"
-        if readout.noise is not None and not readout.hidden:
+        if not readout.hidden and not readout.inexact():
             return "the network has no hidden site; its posterior is exactly Gaussian: use brg.readout_posterior"
-        return readout.inexact()
+        return readout.uncollapsible()
 
     @property
     def familiar(self) -> bool:
@@ -101,8 +102,17 @@ class BoundModel:
         return False
 
     def white(self, sites: Sequence[str]) -> bool:
-        """Whether the unconstrained coordinates of `sites` are their values whitened by Gaussian priors."""
+        """Whether the unconstrained coordinates of `sites` are their values whitened by Gaussian priors, given others."""
         return False
+
+    def hyperparameters(self, x: Any) -> tuple[str, ...]:
+        """Sites that do not flow unless asked to: parents of others, and of a `Network` the noise (theory §2)."""
+        return tuple({p: None for found in self.parents(x).values() for p in found})
+
+    def likelihood_at(self, params: Params) -> Likelihood:
+        """The likelihood of a `Network` with the values that `params` have for what is learned of it."""
+        assert self.likelihood is not None
+        return self.likelihood.given(params)
 
     def layered(self, sites: Sequence[str]) -> bool:
         """Whether each of `sites` enters the output once, through the dense primitive alone (see `apply`)."""
@@ -187,12 +197,26 @@ class BoundModel:
     def loss(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
         """Training loss of each datum, shape (n,): (y − φ)² for Gaussian likelihoods, −log p for others."""
         d, n = self.distribution(params, x), num_points(x)
-        if isinstance(unwrap(d), dist.Normal):
+        if self.squared(params, x):
             square = (jnp.reshape(y, (n, -1)) - output_of(d, n)) ** 2
             if self.weighted:
                 square = jnp.where(_spread(observed_mask(d), d).reshape(n, -1), square, 0.0)
             return jnp.sum(square, axis=1)
         return -self.log_likelihood(params, x, y)
+
+    def squared(self, params: Params, x: Any) -> bool:
+        """Whether the training loss is (y − φ)²: for Gaussian likelihoods whose location is the output."""
+        if self.likelihood is not None:
+            return self.likelihood.squared
+        found: dict[str, bool] = {}
+
+        def look(params):  # only traced: nothing is computed
+            d = self.distribution(params, x)
+            size = math.prod((*d.batch_shape, *d.event_shape))
+            found["is"] = isinstance(unwrap(d), dist.Normal) and (not self.has_phi or self.phi(params, x).size == size)
+
+        jax.eval_shape(look, params)
+        return found["is"]
 
     def mean_loss(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
         """Training loss, mean over data; weighted where data have weights, masked data being none."""

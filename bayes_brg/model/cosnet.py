@@ -176,8 +176,12 @@ def cosnet(width: int, dim: int, mass: float, radius: float, weight_std: float =
     -------
     CosNet
     """
+    likelihood = gaussian() if likelihood is None else likelihood
+    if likelihood.outputs(1) != 1:
+        raise ValueError(f"a cos-net has one output, but a {likelihood.name} likelihood needs {likelihood.outputs(1)}; "
+                         "use brg.mlp")
     return CosNet(
-        likelihood=gaussian() if likelihood is None else likelihood,
+        likelihood=likelihood,
         width=check_count(width, "width"), dim=check_count(dim, "dim"), mass=check_positive(mass, "mass"),
         radius=check_positive(radius, "radius"), weight_std=check_positive(weight_std, "weight_std"),
     )

@@ -6,8 +6,11 @@ Bernoulli and categorical, log-rate for Poisson. Each likelihood is one class, f
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +22,7 @@ import numpyro.distributions as dist
 from ..core.arrays import check_array
 from ..core.checks import check_positive
 from .distributions import stable
+from .hyperpriors import Hyperprior, number_or_law
 
 __all__ = ["Likelihood", "bernoulli", "categorical", "categorical_root", "gaussian", "poisson"]
 
@@ -30,17 +34,21 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {}
 class Likelihood:
     """An observation model p(y | φ) with φ of shape (n, outputs), the base of all.
 
-    Make one with `gaussian`, `bernoulli`, `categorical` or `poisson`. To add one, subclass it in a file of your own, as
-    a frozen dataclass whose fields are numbers or text, checked in ``__post_init__``; `distribution` is all that must
-    be given. Where NumPyro knows no KL divergence of it, give `fisher_root` too; `targets` where y is not (n, outputs).
+    Make one with `gaussian`, `bernoulli`, `categorical`, `poisson` or those of `model.noise`. To add one, subclass it in
+    a file of your own, as a frozen dataclass whose fields are numbers or text, checked in ``__post_init__``;
+    `distribution` is all that must be given. Where NumPyro knows no KL divergence of it, give `fisher_root` too;
+    `targets` where y is not (n, outputs). A field read by `number_or_law` may be a law instead of a number: it is then a
+    latent site, and `given` puts its value there before any other method is called.
 
     Attributes
     ----------
     name : str
         Of the class: how it is found again in the files of a run. Default: its module and name.
+    renamed : dict
+        Of the class: the site of a field that is learned, where it is not called as the field.
     noise : float or None
-        Standard deviation of y around φ where the likelihood is Gaussian and it is known: the training loss is then
-        (y − φ)², and a linear readout has a closed form. None for every other.
+        Standard deviation of y around φ where the likelihood is Gaussian and it is one known number: the training loss
+        is then (y − φ)², and a linear readout has a closed form. None for every other.
 
     Examples
     --------
@@ -56,6 +64,7 @@ class Likelihood:
     """
 
     name: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = {}
     noise: ClassVar[float | None] = None
 
     def __new__(cls, *args, **kwargs):
@@ -73,6 +82,27 @@ class Likelihood:
             raise ValueError(f"the likelihood name {cls.name!r} belongs to {other.__module__}.{other.__qualname__}; "
                              f"give {where} another")
         LIKELIHOODS[cls.name] = cls
+
+    # -- what is learned of it ----------------------------------------------------------------------------
+    @property
+    def learned(self) -> dict[str, str]:
+        """Site of each field that is learned: field to site."""
+        return {f.name: self.renamed.get(f.name, f.name) for f in dataclasses.fields(self)
+                if isinstance(getattr(self, f.name), Hyperprior)}
+
+    def hyperpriors(self, outputs: int) -> dict[str, tuple[Hyperprior, tuple[int, ...]]]:
+        """Prior and shape of each site that is learned: one value a target."""
+        return {site: (getattr(self, name), (self.num_targets(outputs),)) for name, site in self.learned.items()}
+
+    def given(self, params: Mapping[str, Any]) -> Likelihood:
+        """The likelihood with the values of its sites, out of all `params`, in place of their priors."""
+        learned = self.learned
+        if not learned:
+            return self
+        known = copy.copy(self)
+        for name, site in learned.items():
+            object.__setattr__(known, name, params[site])
+        return known
 
     # -- to be given by a subclass ------------------------------------------------------------------------
     def distribution(self, phi: jax.Array) -> dist.Distribution:
@@ -112,6 +142,10 @@ class Likelihood:
         """
         return out
 
+    def num_targets(self, outputs: int) -> int:
+        """Numbers in y a datum, for a network of so many outputs."""
+        return outputs
+
     def targets(self, y: Any, outputs: int) -> jax.Array:
         """Bring targets to the shape the distribution has, (n, outputs) unless a subclass says otherwise.
 
@@ -120,12 +154,12 @@ class Likelihood:
         ValueError
             If the shape disagrees with `outputs`, or (for concrete arrays) a value lies outside the support.
         """
-        y = check_array(y, "y", finite=False)
-        if y.ndim == 1 and outputs == 1:
+        y, count = check_array(y, "y", finite=False), self.num_targets(outputs)
+        if y.ndim == 1 and count == 1:
             y = y[:, None]
-        elif y.ndim != 2 or y.shape[1] != outputs:
+        elif y.ndim != 2 or y.shape[1] != count:
             raise ValueError(f"y has shape {y.shape} but the network has {outputs} output(s): "
-                             f"expected (n, {outputs})" + (" or (n,)" if outputs == 1 else ""))
+                             f"expected (n, {count})" + (" or (n,)" if count == 1 else ""))
         return self._checked(y, outputs)
 
     def _checked(self, y: jax.Array, outputs: int) -> jax.Array:
@@ -145,15 +179,33 @@ class Likelihood:
         """Mean of y (class probabilities for categorical), shape (n, outputs)."""
         return self.distribution(phi).mean
 
+    # -- where a linear readout can be integrated out -----------------------------------------------------
+    def heads(self, outputs: int) -> tuple[int, ...]:
+        """Outputs that mean the same thing, side by side: each group has a prior scale of its own."""
+        return (outputs,)
+
+    def gaussian_outputs(self, outputs: int) -> int:
+        """How many of the outputs, the first ones, are means of Gaussians whose widths the others give."""
+        return 0
+
+    def widths(self, rest: jax.Array) -> jax.Array:
+        """Standard deviation of y around those means: (), (targets,) or (n, targets), from the other outputs (n, …)."""
+        raise NotImplementedError(f"the likelihood {self.name!r} has no Gaussian outputs")
+
     # -- what follows -------------------------------------------------------------------------------------
+    @property
+    def squared(self) -> bool:
+        """Whether the training loss is (y − φ)²."""
+        return self.noise is not None
+
     def log_prob(self, phi: jax.Array, y: jax.Array) -> jax.Array:
         """Log-likelihood of each datum, shape (n,), in nats."""
         return self.distribution(phi).log_prob(y)
 
     def loss(self, phi: jax.Array, y: jax.Array) -> jax.Array:
-        """Training loss of each datum, shape (n,): (y − φ)² summed over outputs where `noise` is known (92), else
+        """Training loss of each datum, shape (n,): (y − φ)² summed over outputs where that is `squared` (92), else
         −log p."""
-        return -self.log_prob(phi, y) if self.noise is None else jnp.sum((y - phi) ** 2, axis=-1)
+        return jnp.sum((y - phi) ** 2, axis=-1) if self.squared else -self.log_prob(phi, y)
 
     def fisher(self, phi: jax.Array) -> jax.Array:
         """Output-space Fisher matrix F_out, shape (n, outputs, outputs); theory §1."""
@@ -167,6 +219,7 @@ class Likelihood:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             try:
+                value = value.record() if isinstance(value, Hyperprior) else value
                 json.dumps(value)
                 fields[field.name] = value
             except TypeError:
@@ -192,32 +245,62 @@ class Likelihood:
         if "opaque" in found:
             raise ValueError(f"the likelihood {found['name']!r} of this run has a field {found['opaque']!r} that is no "
                              f"number and no text, so that it cannot be read back: give it such fields, {remedy}")
-        return LIKELIHOODS[found["name"]](**{k: tuple(v) if isinstance(v, list) else v
-                                             for k, v in found["fields"].items()})
+        def read(value):
+            if isinstance(value, list):
+                return tuple(read(v) for v in value)
+            return Hyperprior.restore(value) if isinstance(value, dict) else value
+
+        return LIKELIHOODS[found["name"]](**{k: read(v) for k, v in found["fields"].items()})
+
+
+def columns(roots: jax.Array) -> jax.Array:
+    """diag of `roots` (..., k) as (..., k, k): the factor of a Fisher matrix whose outputs are orthogonal."""
+    return roots[..., None] * jnp.eye(roots.shape[-1], dtype=roots.dtype)
 
 
 @dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """y ~ N(φ, scale²); F_out = 1/s²."""
+    """y ~ N(φ, s²), s² = scale² + rounding²/12; F_out = 1/s²."""
 
     name: ClassVar[str] = "gaussian"
-    scale: float = 1.0
+    renamed: ClassVar[Mapping[str, str]] = {"scale": "noise"}
+    scale: Any = 1.0
+    rounding: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "scale", check_positive(self.scale, "scale"))
+        object.__setattr__(self, "scale", number_or_law(self.scale, "scale", "noise"))
+        object.__setattr__(self, "rounding", check_positive(self.rounding, "rounding", zero=True))
 
     @property
-    def noise(self) -> float:  # type: ignore[override]
-        return self.scale
+    def noise(self) -> float | None:  # type: ignore[override]
+        return None if self.learned else self.sd
+
+    @property
+    def sd(self) -> Any:
+        """s: a number, or (outputs,)."""
+        if not self.rounding:
+            return self.scale
+        root = math.sqrt if isinstance(self.scale, float) else jnp.sqrt
+        return root(self.scale**2 + self.rounding**2 / 12)
+
+    @property
+    def squared(self):
+        return True
 
     def distribution(self, phi):
-        return dist.Normal(phi, self.scale).to_event(1)
+        return dist.Normal(phi, self.sd).to_event(1)
 
     def mean(self, phi):
         return phi
 
+    def gaussian_outputs(self, outputs):
+        return outputs
+
+    def widths(self, rest):
+        return jnp.asarray(self.sd)
+
     def fisher_root(self, phi):
-        return jnp.broadcast_to(jnp.eye(phi.shape[-1], dtype=phi.dtype) / self.scale, (*phi.shape, phi.shape[-1]))
+        return columns(jnp.broadcast_to(1 / self.sd, phi.shape).astype(phi.dtype))
 
 
 @dataclass(frozen=True)
@@ -236,8 +319,7 @@ class Bernoulli(Likelihood):
         return jax.nn.sigmoid(phi)
 
     def fisher_root(self, phi):  # √(p(1 − p)), written so that it keeps its digits for large |φ|
-        root = jnp.exp(0.5 * (jax.nn.log_sigmoid(phi) + jax.nn.log_sigmoid(-phi)))
-        return jnp.eye(phi.shape[-1], dtype=phi.dtype) * root[..., None]
+        return columns(jnp.exp(0.5 * (jax.nn.log_sigmoid(phi) + jax.nn.log_sigmoid(-phi))))
 
 
 @dataclass(frozen=True)
@@ -292,7 +374,7 @@ class Poisson(Likelihood):
         return jnp.exp(phi)
 
     def fisher_root(self, phi):
-        return jnp.eye(phi.shape[-1], dtype=phi.dtype) * jnp.exp(0.5 * phi)[..., None]
+        return columns(jnp.exp(0.5 * phi))
 
 
 def categorical_root(logits: jax.Array) -> jax.Array:
@@ -313,19 +395,36 @@ def categorical_root(logits: jax.Array) -> jax.Array:
     return jnp.where(rows == columns, diagonal[..., None, :], jnp.where(rows > columns, below, 0.0))
 
 
-def gaussian(scale: float = 1.0) -> Likelihood:
-    """Gaussian noise of known standard deviation: y ~ N(φ, scale²) for each output.
+def gaussian(scale: Any = 1.0, *, rounding: float = 0.0) -> Likelihood:
+    """Gaussian noise, known or learned: y ~ N(φ, scale²) for each output.
 
     Parameters
     ----------
-    scale : float
-        Standard deviation s of the noise, in the units of y. Above 0.
+    scale : float, numpyro Distribution or "learned"
+        Standard deviation s of the noise, in the units of y. A number above 0, or its prior, a univariate distribution of
+        positive support: then s is the site ``"noise"``, shape (outputs,). ``"learned"`` is a prior for standardised
+        targets with quantiles .029 (5 %), .066 (50 %) and .66 (95 %), p(s) ∝ s⁻² exp(−(.03/s)⁴): its lower tail keeps s
+        from collapsing on targets that repeat.
+    rounding : float
+        The step to whose multiples y was rounded, in the units of y (whole numbers: 1 over their standard deviation
+        where they were standardised). Its variance step²/12 is added to s².
 
     Returns
     -------
     Likelihood
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a scale that is neither a positive number nor the law of one.
+
+    Examples
+    --------
+    >>> import numpyro.distributions as dist
+    >>> gaussian(dist.LogNormal(-2.0, 1.5)).learned
+    {'scale': 'noise'}
     """
-    return Gaussian(scale)
+    return Gaussian(scale, rounding)
 
 
 def bernoulli() -> Likelihood:

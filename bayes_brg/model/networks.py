@@ -10,16 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import biject_to
 
 from ..core.arrays import check_array
-from ..core.checks import check_choice, check_count, check_positive
+from ..core.checks import check_choice, check_count
 from ..core.keys import name_key
 from ..core.programs import depends
 from .bound import BoundModel, Params, Site
 from .distributions import unwrap
+from .hyperpriors import Hyperprior, number_or_law
 from .likelihoods import Likelihood, gaussian
 from .readout import LinearReadout
 
@@ -66,8 +68,21 @@ class Network:
     likelihood: Likelihood = field(default_factory=gaussian)
 
     def priors(self, dim: int) -> dict[str, dist.Distribution]:
-        """Prior of each site for inputs of `dim` coordinates."""
+        """Prior of each weight for inputs of `dim` coordinates; where its scale is learned, at a scale of 1."""
         raise NotImplementedError
+
+    def hyperpriors(self, dim: int) -> dict[str, tuple[Hyperprior, tuple[int, ...]]]:
+        """Prior and shape of each site that is no weight: scales that are learned, and what the likelihood learns."""
+        return self.likelihood.hyperpriors(self.outputs)
+
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        """The learned scales of each weight that has any."""
+        return {}
+
+    def multipliers(self, params: Params) -> dict[str, jax.Array]:
+        """What the prior scale of each weight is multiplied by whose scales are all in `params`; it broadcasts against
+        the weight."""
+        return {}
 
     def features(self, params: Params, x: jax.Array, dense: Callable = dense) -> jax.Array:
         """Input of the readout, shape (n, width), scaled so that φ = features @ readout (+ bias)."""
@@ -118,10 +133,14 @@ class Network:
 
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
         x = self._check_x(x)
-        params = {name: numpyro.sample(name, prior) for name, prior in self.priors(x.shape[1]).items()}
+        dim = x.shape[1]
+        params = {name: numpyro.sample(name, law.repeated(*shape))
+                  for name, (law, shape) in self.hyperpriors(dim).items()}
+        for name, prior in scaled(self.priors(dim), self.multipliers(params)).items():
+            params[name] = numpyro.sample(name, prior)
         phi = numpyro.deterministic("phi", self.apply(params, x))
         y = None if y is None else self.likelihood.targets(y, self.outputs)
-        return numpyro.sample(OBSERVED, self.likelihood.distribution(phi), obs=y)
+        return numpyro.sample(OBSERVED, self.likelihood.given(params).distribution(phi), obs=y)
 
     def _check_x(self, x: jax.Array) -> jax.Array:
         x = x if isinstance(x, jax.Array) else check_array(x, "x", finite=False)
@@ -135,11 +154,22 @@ class Network:
         return _bound(self, self._check_x(x).shape[1])
 
 
+def scaled(priors: dict[str, dist.Distribution], by: Params) -> dict[str, dist.Distribution]:
+    """Gaussian priors with their scales multiplied by what `by` has for them; the others as they are."""
+    out = dict(priors)
+    for name, factor in by.items():
+        base = unwrap(priors[name])
+        wide = dist.Normal(base.loc, base.scale * factor, validate_args=False)
+        out[name] = wide.to_event(len(wide.batch_shape))
+    return out
+
+
 @lru_cache(maxsize=256)
 def _bound(network: Network, dim: int) -> BoundNetwork:
     """A network at an input dimension: found again, since making a prior costs as much as a small forward pass."""
+    laws = {name: law.repeated(*shape) for name, (law, shape) in network.hyperpriors(dim).items()}
     sites = tuple(Site(name, tuple(d.batch_shape + d.event_shape), d.support, d.event_dim)
-                  for name, d in network.priors(dim).items())
+                  for name, d in {**laws, **network.priors(dim)}.items())
     return BoundNetwork(network, sites, OBSERVED, network.likelihood, dim=dim)
 
 
@@ -153,8 +183,17 @@ class BoundNetwork(BoundModel):
     def network(self) -> Network:
         return self.fn  # type: ignore[return-value]
 
-    def _priors(self):
-        return self.network.priors(self.dim)
+    # -- its sites: scales that are learned first, then weights, given these -------------------------------
+    @cached_property
+    def _hyper(self) -> dict[str, Hyperprior]:
+        return {s: law for s, (law, _) in self.network.hyperpriors(self.dim).items()}
+
+    def _laws(self) -> dict[str, dist.Distribution]:
+        return {s: law.repeated(*shape) for s, (law, shape) in self.network.hyperpriors(self.dim).items()}
+
+    def _priors(self, params: Params) -> dict[str, dist.Distribution]:
+        """Prior of each weight given the scales in `params`."""
+        return scaled(self.network.priors(self.dim), self.network.multipliers(params))
 
     # -- what it knows of itself --------------------------------------------------------------------------
     @cached_property
@@ -163,8 +202,7 @@ class BoundNetwork(BoundModel):
         shapes = tuple(self.site(s).shape for s in network.readout_sites)
         return LinearReadout(
             network.readout_sites, shapes, tuple(s for s in self.names if s not in network.readout_sites),
-            network.outputs, network.design, self._priors, network.likelihood.noise, network.likelihood.name,
-            network.readout_gains(shapes[0][0]),
+            network.outputs, network.design, self._priors, network.likelihood, network.readout_gains(shapes[0][0]),
         )
 
     @property
@@ -172,8 +210,11 @@ class BoundNetwork(BoundModel):
         return True
 
     def white(self, sites):
-        priors = self._priors()
-        return all(_is_normal(priors[s]) for s in sites)
+        priors, parents = self.network.priors(self.dim), self.network.parents()
+        return all(s in priors and _is_normal(priors[s]) and not set(parents.get(s, ())) & set(sites) for s in sites)
+
+    def hyperparameters(self, x):
+        return tuple(self._hyper)
 
     def layered(self, sites):
         return set(sites) <= set(self.network.dense_sites) and set(sites) <= self._once
@@ -214,19 +255,19 @@ class BoundNetwork(BoundModel):
         return self.network.apply(params, x)
 
     def distribution(self, params, x):
-        return self.network.likelihood.distribution(self.phi(params, x))
+        return self.likelihood_at(params).distribution(self.phi(params, x))
 
     def gauged(self, phi, x):
         return self.network.likelihood.gauged(phi)
 
     def log_likelihood(self, params, x, y):
-        return self.network.likelihood.log_prob(self.phi(params, x), y)
+        return self.likelihood_at(params).log_prob(self.phi(params, x), y)
 
     def loss(self, params, x, y):
-        return self.network.likelihood.loss(self.phi(params, x), y)
+        return self.likelihood_at(params).loss(self.phi(params, x), y)
 
     def log_prior(self, params, x=None):
-        terms = [jnp.sum(d.log_prob(params[s])) for s, d in self._priors().items()]
+        terms = [jnp.sum(d.log_prob(params[s])) for s, d in self.priors(params, x).items()]
         return sum(terms, start=jnp.zeros(()))
 
     def log_factors(self, params, x, y=None):
@@ -236,34 +277,46 @@ class BoundNetwork(BoundModel):
         return self.log_prior(params) + jnp.sum(self.log_likelihood(params, x, y))
 
     def draw_prior(self, key, x=None, given=None, sites=None):
-        given, priors = given or {}, self._priors()
-        return {s: given[s] if s in given else priors[s].sample(name_key(key, s)) for s in sites or priors}
+        wanted = self.names if sites is None else sites
+        parents = {p for s in wanted for p in self.network.parents().get(s, ())}
+        found = dict(given or {})
+        for s, law in self._laws().items():
+            if s not in found and (s in wanted or s in parents):
+                found[s] = law.sample(name_key(key, s))
+        for s, law in (self._priors(found) if parents else self.network.priors(self.dim)).items():
+            if s not in found and s in wanted:
+                found[s] = law.sample(name_key(key, s))
+        return {s: found[s] for s in wanted}
 
-    def priors(self, params, x):
-        return self._priors()
+    def priors(self, params, x=None):
+        return {**self._laws(), **self._priors(params)}
 
     def prior_mean(self, x, given, sites):
-        priors = self._priors()
-        return {s: jnp.broadcast_to(priors[s].mean, self.site(s).shape) for s in sites}
+        laws = self._laws()
+        found = {s: given[s] if s in given else law.mean for s, law in laws.items() if s in given or s in sites}
+        known = {s: p.mean for s, p in self.network.priors(self.dim).items()}  # whatever their scales
+        return {s: jnp.broadcast_to({**known, **found}[s], self.site(s).shape) for s in sites}
 
-    # -- unconstrained coordinates: whitened by the prior where it is Gaussian -----------------------------
+    # -- unconstrained coordinates: whitened by the prior, given its scales, where it is Gaussian -----------
     def scales(self, sites):
-        priors = self._priors()
-        return {s: unwrap(priors[s]).scale if _is_normal(priors[s]) else 1.0 for s in sites}
+        priors = self._priors({s: jnp.ones(self.site(s).shape) for s in self._hyper})
+        return {s: unwrap(priors[s]).scale if s in priors and _is_normal(priors[s]) else 1.0 for s in sites}
 
     def constrain(self, u, x=None, y=None):
-        priors = {s: p for s, p in self._priors().items() if s in u}
-        return {s: unwrap(p).loc + unwrap(p).scale * u[s] if _is_normal(p) else biject_to(p.support)(u[s])
-                for s, p in priors.items()}
+        found = {s: law.constrain(u[s]) for s, law in self._hyper.items() if s in u}
+        priors = self._priors(found).items()
+        return found | {s: unwrap(p).loc + unwrap(p).scale * u[s] if _is_normal(p) else biject_to(p.support)(u[s])
+                        for s, p in priors if s in u}
 
     def unconstrain(self, params, x=None, y=None):
-        priors = {s: p for s, p in self._priors().items() if s in params}
-        return {s: (params[s] - unwrap(p).loc) / unwrap(p).scale if _is_normal(p)
-                else biject_to(p.support).inv(params[s]) for s, p in priors.items()}
+        found = {s: law.unconstrain(params[s]) for s, law in self._hyper.items() if s in params}
+        priors = self._priors(params).items()
+        return found | {s: (params[s] - unwrap(p).loc) / unwrap(p).scale if _is_normal(p)
+                        else biject_to(p.support).inv(params[s]) for s, p in priors if s in params}
 
     def log_prior_of(self, u, x=None, y=None):
-        terms = []
-        for s, p in self._priors().items():
+        terms = [jnp.sum(law.log_density(u[s])) for s, law in self._hyper.items() if s in u]
+        for s, p in self.network.priors(self.dim).items():
             if s not in u:
                 continue
             if _is_normal(p):
@@ -282,7 +335,8 @@ class BoundNetwork(BoundModel):
         return self.network.likelihood.targets(y, self.network.outputs)
 
     def parents(self, x=None):
-        return {s: () for s in self.names}
+        found = self.network.parents()
+        return {s: found.get(s, ()) for s in self.names}
 
 
 def _is_normal(prior: dist.Distribution) -> bool:
@@ -297,9 +351,10 @@ class MLP(Network):
     widths: tuple[int, ...] = ()
     out: int = 1
     activation: tuple[str | Callable, ...] = ()
-    weight_std: tuple[float, ...] = ()
-    bias_std: tuple[float, ...] | None = None
+    weight_std: tuple[float | Hyperprior, ...] = ()
+    bias_std: tuple[float | Hyperprior, ...] | None = None
     scaling: str = "fan_in"
+    relevance: Hyperprior | None = None
 
     @property
     def outputs(self) -> int:
@@ -327,21 +382,59 @@ class MLP(Network):
         letters = "w" if self.bias_std is None else "wb"
         return tuple(f"{letter}{layer}" for layer in range(self.depth + 1) for letter in letters)
 
+    def _stds(self) -> dict[str, tuple[str, float | Hyperprior]]:
+        """Of each weight: the name that its scale has where it is learned, and the scale."""
+        found = {f"w{layer}": (f"scale{layer}", std) for layer, std in enumerate(self.weight_std)}
+        return found | {f"b{layer}": (f"bias_scale{layer}", std) for layer, std in enumerate(self.bias_std or ())}
+
     def priors(self, dim: int) -> dict[str, dist.Distribution]:
-        sizes, priors = (dim, *self.widths, self.out), {}
+        sizes, priors, stds = (dim, *self.widths, self.out), {}, self._stds()
         for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-            std = {"fan_in": self.weight_std[layer] / math.sqrt(fan_in), "ntk": 1.0,
-                   "none": self.weight_std[layer]}[self.scaling]
-            priors[f"w{layer}"] = dist.Normal(jnp.zeros((fan_in, fan_out)), std, validate_args=False).to_event(2)
-            if self.bias_std is not None:
-                std = 1.0 if self.scaling == "ntk" else self.bias_std[layer]
-                priors[f"b{layer}"] = dist.Normal(jnp.zeros(fan_out), std, validate_args=False).to_event(1)
+            for site, shape in ((f"w{layer}", (fan_in, fan_out)), (f"b{layer}", (fan_out,))):
+                if site not in stds:
+                    continue
+                std = stds[site][1]
+                std = 1.0 if self.scaling == "ntk" or isinstance(std, Hyperprior) else std
+                std = std / math.sqrt(fan_in) if self.scaling == "fan_in" and len(shape) == 2 else std
+                priors[site] = dist.Normal(jnp.zeros(shape), std, validate_args=False).to_event(len(shape))
         return priors
+
+    def hyperpriors(self, dim: int) -> dict[str, tuple[Hyperprior, tuple[int, ...]]]:
+        found, heads = {}, len(self.likelihood.heads(self.out))
+        for site, (name, std) in self._stds().items():
+            if isinstance(std, Hyperprior):
+                found[name] = std, (heads,) if heads > 1 and site in self.readout_sites else ()
+        if self.relevance is not None:
+            found["relevance"] = self.relevance, (dim,)
+        return found | self.likelihood.hyperpriors(self.out)
+
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        found = {site: (name,) for site, (name, std) in self._stds().items() if isinstance(std, Hyperprior)}
+        return found if self.relevance is None else {**found, "w0": (*found.get("w0", ()), "relevance")}
+
+    def multipliers(self, params: Params) -> dict[str, jax.Array]:
+        found = {}
+        for site, names in self.parents().items():
+            if not set(names) <= set(params):
+                continue
+            factors = []
+            for name in names:
+                factor = params[name]
+                if name == "relevance":
+                    factor = factor[:, None]
+                elif site in self.readout_sites and jnp.ndim(factor):
+                    factor = jnp.repeat(factor, np.asarray(self.likelihood.heads(self.out)), axis=0,
+                                        total_repeat_length=self.out)
+                factors.append(factor)
+            found[site] = math.prod(factors)
+        return found
 
     def _scales(self, layer: int, fan_in: int) -> tuple[float, float]:
         if self.scaling != "ntk":
             return 1.0, 1.0
-        return self.weight_std[layer] / math.sqrt(fan_in), self.bias_std[layer] if self.bias_std else 1.0
+        weight, bias = self.weight_std[layer], self.bias_std[layer] if self.bias_std else 1.0
+        assert not isinstance(weight, Hyperprior) and not isinstance(bias, Hyperprior)  # `mlp` sees to it
+        return weight / math.sqrt(fan_in), bias
 
     def readout_gains(self, fan_in: int) -> tuple[float, ...]:
         return self._scales(self.depth, fan_in)[:len(self.readout_sites)]
@@ -372,20 +465,23 @@ class MLP(Network):
         return dense(params, h, self.readout, self.readout_bias, *self._scales(self.depth, h.shape[1]))
 
 
-def _per_layer(value: Any, name: str, layers: int) -> tuple[float, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * layers
+def _per_layer(value: Any, name: str, layers: int) -> tuple[float | Hyperprior, ...]:
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * layers
     if len(values) != layers:
         raise ValueError(f"{name} has {len(values)} entries but the network has {layers} layers of weights "
                          "(hidden layers + readout); pass one number or one a layer")
-    return tuple(check_positive(v, name) for v in values)
+    return tuple(number_or_law(v, name, "scale") for v in values)
 
 
 def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Callable | Sequence = "relu",
-        weight_std: float | Sequence[float] = 1.0, bias_std: float | Sequence[float] | None = None,
-        scaling: str = "fan_in", likelihood: Likelihood | None = None) -> MLP:
+        weight_std: Any = 1.0, bias_std: Any = None, scaling: str = "fan_in", relevance: Any = False,
+        likelihood: Likelihood | None = None) -> MLP:
     """A dense network with Gaussian priors, as a NumPyro model.
 
-    Sites are ``"w0", "w1", ...`` with shape (fan_in, fan_out) and, where `bias_std` is given, ``"b0", "b1", ...``.
+    Sites are ``"w0", "w1", ...`` with shape (fan_in, fan_out) and, where `bias_std` is given, ``"b0", "b1", ...``. Scales
+    that are learned are sites too: ``"scale0", ...`` of the weights, ``"bias_scale0", ...`` of the biases, one number a
+    layer (of the readout, one for each kind of output, where there are two), and ``"relevance"``, (dim,). The weights are
+    what enters the forward pass: N(0, scale²/fan_in) given their scale.
 
     Parameters
     ----------
@@ -395,11 +491,15 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
         Number of outputs.
     activation : str, callable, or one of them a hidden layer
         ``"identity"``, ``"relu"``, ``"erf"``, ``"tanh"``, ``"gelu"``, ``"cos"``, ``"sin"``, or an elementwise function.
-    weight_std, bias_std : float, or one a layer (hidden layers + readout)
-        Prior scales σ_w and σ_b; ``bias_std=None`` for no biases.
+    weight_std, bias_std : float, numpyro Distribution or "learned", or one of them a layer (hidden layers + readout)
+        Prior scales σ_w and σ_b; ``bias_std=None`` for no biases. A univariate distribution of positive support is the
+        prior of a scale that is learned, ``"learned"`` stands for LogNormal(0, 1).
     scaling : {"fan_in", "ntk", "none"}
         ``"fan_in"``: weights ~ N(0, σ_w²/fan_in). ``"ntk"``: weights ~ N(0, 1), multiplied by σ_w/√fan_in in the
         forward pass (biases by σ_b). ``"none"``: weights ~ N(0, σ_w²), as in the paper's own experiment.
+    relevance : bool or numpyro Distribution
+        Whether each input has a scale of its own, with which the prior scale of its row of ``"w0"`` is multiplied; its
+        prior, for True LogNormal(0, 1).
     likelihood : Likelihood
         Default ``gaussian(1.0)``.
 
@@ -410,7 +510,14 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
 
     Notes
     -----
-    The recursion of (60), with the fan-in scale the infinite-width limit needs (theory §6).
+    The recursion of (60), with the fan-in scale the infinite-width limit needs (theory §6). Samplers move in coordinates
+    in which learned scales and weights are independent under the prior (non-centred): w over its prior scale.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers of layers that do not agree, scales that are neither positive numbers nor laws of one, or learned
+        scales with ``scaling="ntk"``, where a weight has no scale of its own.
 
     Examples
     --------
@@ -436,9 +543,21 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
         raise TypeError("likelihood must come from brg.gaussian, bernoulli, categorical or poisson, or be a Likelihood "
                         f"of your own, got {likelihood!r}")
     out = likelihood.outputs(check_count(out, "out"))
-    return MLP(
+    net = MLP(
         likelihood=likelihood, widths=widths, out=out, activation=activation,
         weight_std=_per_layer(weight_std, "weight_std", depth + 1),
         bias_std=None if bias_std is None else _per_layer(bias_std, "bias_std", depth + 1),
-        scaling=check_choice(scaling, "scaling", ("fan_in", "ntk", "none")),
+        scaling=check_choice(scaling, "scaling", ("fan_in", "ntk", "none")), relevance=_relevance(relevance),
     )
+    if net.scaling == "ntk" and net.parents():
+        raise ValueError("scaling='ntk' has weights of unit scale, so that there is none to learn; pass "
+                         "scaling='fan_in'")
+    return net
+
+
+def _relevance(value: Any) -> Hyperprior | None:
+    if value is True:
+        return Hyperprior.learned("relevance")
+    if value is False or value is None:
+        return None
+    return value if isinstance(value, Hyperprior) else Hyperprior.of(value, "relevance")
