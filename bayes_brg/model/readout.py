@@ -305,7 +305,8 @@ def _eliminate(a: jax.Array, blocks: tuple[int, ...]) -> tuple[jax.Array, jax.Ar
     count = -(-m // blocks[0])
     size = -(-m // count)
     padded = count * size
-    full = jnp.eye(padded, dtype=a.dtype).at[:m, :m].set(a)
+    beyond = jnp.where(jnp.arange(padded) < m, 0, 1).astype(a.dtype)
+    full = jnp.pad(a, (0, padded - m)) + jnp.diag(beyond) if padded > m else a
 
     zero = np.int32(0)  # indices of 64 bits are lost in a float32 session, where code traced in float64 is compiled
 
