@@ -173,6 +173,9 @@ from .model import (
     bernoulli as bernoulli,
 )
 from .model import (
+    beta as beta,
+)
+from .model import (
     categorical as categorical,
 )
 from .model import (
@@ -182,10 +185,25 @@ from .model import (
     gaussian as gaussian,
 )
 from .model import (
+    heteroscedastic as heteroscedastic,
+)
+from .model import (
     mlp as mlp,
 )
 from .model import (
+    multivariate_gaussian as multivariate_gaussian,
+)
+from .model import (
+    negative_binomial as negative_binomial,
+)
+from .model import (
+    ordinal as ordinal,
+)
+from .model import (
     poisson as poisson,
+)
+from .model import (
+    student_t as student_t,
 )
 from .posterior import (
     Posterior as Posterior,

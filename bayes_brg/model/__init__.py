@@ -4,6 +4,7 @@ from .bound import BoundModel, Site, bind
 from .cosnet import CosNet, UniformBall, cosnet
 from .likelihoods import Likelihood, bernoulli, categorical, gaussian, poisson
 from .networks import MLP, Network, mlp
+from .noise import beta, heteroscedastic, multivariate_gaussian, negative_binomial, ordinal, student_t
 
 __all__ = [
     "BoundModel",
@@ -14,10 +15,16 @@ __all__ = [
     "Site",
     "UniformBall",
     "bernoulli",
+    "beta",
     "bind",
     "categorical",
     "cosnet",
     "gaussian",
+    "heteroscedastic",
     "mlp",
+    "multivariate_gaussian",
+    "negative_binomial",
+    "ordinal",
     "poisson",
+    "student_t",
 ]
