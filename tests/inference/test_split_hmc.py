@@ -39,7 +39,7 @@ def test_one_chain_and_a_short_warm_up(num_warmup):
 
 
 def test_default_for_a_gaussian_network():
-    post = sample(TINY, TINY_X, TINY_Y, key=jax.random.key(3), num_warmup=400, num_samples=1000, progress_bar=False)
+    post = sample(TINY, TINY_X, TINY_Y, key=jax.random.key(5), num_warmup=400, num_samples=1000, progress_bar=False)
     assert post.method == "split_hmc" and "collapsed" in post.stats["chosen"]
     assert_moments(predict(TINY, post, PROBE)[..., 0], *tiny_moments())
 
