@@ -496,8 +496,9 @@ def _unit_moments(network: Any, x, dim: int) -> tuple:
     if not network.depth:
         raise ValueError("a network without hidden layers has no random features; use features='frozen'")
     fan_in = (dim, *network.widths)
+    stds: Any = network.weight_std  # numbers: `_Readout.of` refuses learned ones
     variances = [std**2 * (n if network.scaling == "none" else 1)
-                 for std, n in zip(network.weight_std, fan_in, strict=True)]
-    biases = 0.0 if network.bias_std is None else np.square(network.bias_std)
+                 for std, n in zip(stds, fan_in, strict=True)]
+    biases = 0.0 if network.bias_std is None else np.square(np.asarray(network.bias_std, float))
     return theory.kernels.in_float64(theory.feature_moments, x, depth=network.depth, activation=network.activation,
                                      weight_var=np.asarray(variances), bias_var=biases)

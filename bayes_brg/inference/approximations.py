@@ -149,8 +149,9 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
 
     The Fisher metric I (the generalised Gauss–Newton matrix) takes the place of the Hessian, so that the precision is
     positive. Everything is in the unconstrained coordinates u that samplers move in, in which the scales that a network
-    learns are independent of its weights. For a `Network` with Gaussian priors they are θ whitened by the prior, and with λ̃ and V the eigenvalues and eigenmodes of the whitened metric (theory §1) the covariance is
-    1 − V nλ̃/(1 + nλ̃) Vᵀ, for which no P × P matrix is formed.
+    learns are independent of its weights. For a `Network` with Gaussian priors they are θ whitened by the prior, and
+    with λ̃ and V the eigenvalues and eigenmodes of the whitened metric (theory §1) the covariance is 1 − V nλ̃/(1 +
+    nλ̃) Vᵀ, for which no P × P matrix is formed.
 
     The Gauss–Newton precision is that of the network made linear at its mode [1]_. Through the network itself, as
     `predict` takes them, draws far from the mode leave that region and underfit: check held-out scores, prefer

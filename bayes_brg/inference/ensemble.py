@@ -306,7 +306,7 @@ def exact_readout(bound: BoundModel, draws: Params, x, y, key, trained: Sequence
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _noise_and_std(bound: BoundModel, count: int, given: Params) -> tuple[jax.Array, jax.Array]:
-    """Noise (member, output) and prior standard deviations (member, row) of the readout, given what each has learned."""
+    """Noise (member, output) and prior standard deviations (member, row) of the readout, given the scales of each."""
     readout = bound.readout
     assert readout is not None
 

@@ -102,7 +102,7 @@ class BoundModel:
         return False
 
     def white(self, sites: Sequence[str]) -> bool:
-        """Whether the unconstrained coordinates of `sites` are their values whitened by Gaussian priors, given others."""
+        """Whether the unconstrained coordinates of `sites` are values whitened by Gaussian priors, given others."""
         return False
 
     def hyperparameters(self, x: Any) -> tuple[str, ...]:

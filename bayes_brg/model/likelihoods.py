@@ -34,11 +34,11 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {}
 class Likelihood:
     """An observation model p(y | φ) with φ of shape (n, outputs), the base of all.
 
-    Make one with `gaussian`, `bernoulli`, `categorical`, `poisson` or those of `model.noise`. To add one, subclass it in
-    a file of your own, as a frozen dataclass whose fields are numbers or text, checked in ``__post_init__``;
+    Make one with `gaussian`, `bernoulli`, `categorical`, `poisson` or those of `model.noise`. To add one, subclass it
+    in a file of your own, as a frozen dataclass whose fields are numbers or text, checked in ``__post_init__``;
     `distribution` is all that must be given. Where NumPyro knows no KL divergence of it, give `fisher_root` too;
-    `targets` where y is not (n, outputs). A field read by `number_or_law` may be a law instead of a number: it is then a
-    latent site, and `given` puts its value there before any other method is called.
+    `targets` where y is not (n, outputs). A field read by `number_or_law` may be a law instead of a number: it is then
+    a latent site, and `given` puts its value there before any other method is called.
 
     Attributes
     ----------
@@ -401,8 +401,8 @@ def gaussian(scale: Any = 1.0, *, rounding: float = 0.0) -> Likelihood:
     Parameters
     ----------
     scale : float, numpyro Distribution or "learned"
-        Standard deviation s of the noise, in the units of y. A number above 0, or its prior, a univariate distribution of
-        positive support: then s is the site ``"noise"``, shape (outputs,). ``"learned"`` is a prior for standardised
+        Standard deviation s of the noise, in the units of y. A number above 0, or its prior, a univariate distribution
+        of positive support: then s is the site ``"noise"``, shape (outputs,). ``"learned"`` is a prior for standardised
         targets with quantiles .029 (5 %), .066 (50 %) and .66 (95 %), p(s) ∝ s⁻² exp(−(.03/s)⁴): its lower tail keeps s
         from collapsing on targets that repeat.
     rounding : float

@@ -409,7 +409,8 @@ class MLP(Network):
         return found | self.likelihood.hyperpriors(self.out)
 
     def parents(self) -> dict[str, tuple[str, ...]]:
-        found = {site: (name,) for site, (name, std) in self._stds().items() if isinstance(std, Hyperprior)}
+        found: dict[str, tuple[str, ...]] = {site: (name,) for site, (name, std) in self._stds().items()
+                                             if isinstance(std, Hyperprior)}
         return found if self.relevance is None else {**found, "w0": (*found.get("w0", ()), "relevance")}
 
     def multipliers(self, params: Params) -> dict[str, jax.Array]:
@@ -478,10 +479,10 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
         likelihood: Likelihood | None = None) -> MLP:
     """A dense network with Gaussian priors, as a NumPyro model.
 
-    Sites are ``"w0", "w1", ...`` with shape (fan_in, fan_out) and, where `bias_std` is given, ``"b0", "b1", ...``. Scales
-    that are learned are sites too: ``"scale0", ...`` of the weights, ``"bias_scale0", ...`` of the biases, one number a
-    layer (of the readout, one for each kind of output, where there are two), and ``"relevance"``, (dim,). The weights are
-    what enters the forward pass: N(0, scale²/fan_in) given their scale.
+    Sites are ``"w0", "w1", ...`` with shape (fan_in, fan_out) and, where `bias_std` is given, ``"b0", "b1", ...``.
+    Scales that are learned are sites too: ``"scale0", ...`` of the weights, ``"bias_scale0", ...`` of the biases, one
+    number a layer (of the readout, one for each kind of output, where there are two), and ``"relevance"``, (dim,). The
+    weights are what enters the forward pass: N(0, scale²/fan_in) given their scale.
 
     Parameters
     ----------
@@ -510,8 +511,8 @@ def mlp(hidden: int | Sequence[int] = (), out: int = 1, *, activation: str | Cal
 
     Notes
     -----
-    The recursion of (60), with the fan-in scale the infinite-width limit needs (theory §6). Samplers move in coordinates
-    in which learned scales and weights are independent under the prior (non-centred): w over its prior scale.
+    The recursion of (60), with the fan-in scale the infinite-width limit needs (theory §6). Samplers move in
+    coordinates in which learned scales and weights are independent under the prior (non-centred): w over its scale.
 
     Raises
     ------

@@ -85,13 +85,13 @@ class LinearReadout:
     # -- its law ------------------------------------------------------------------------------------------
     @property
     def means(self) -> int:
-        """Outputs, the first ones, that are means of a Gaussian likelihood: their columns of R can be integrated out."""
+        """The outputs, the first ones, that are means of Gaussians: their columns of R can be integrated out."""
         return self.likelihood.gaussian_outputs(self.outputs)
 
     def inexact(self) -> str:
         """Why the readout given the hidden sites is not exactly Gaussian; "" where it is."""
         if self.means < self.outputs:
-            return (f"the likelihood is {self.likelihood.name}, not Gaussian with a width that the hidden sites give, so "
+            return (f"the likelihood is {self.likelihood.name}, not Gaussian with a width that hidden sites give, so "
                     "the readout has no closed form" if self.means else
                     f"the likelihood is {self.likelihood.name}, not Gaussian, so the readout has no closed form")
         return self.uncollapsible()
@@ -110,7 +110,7 @@ class LinearReadout:
         return ""
 
     def moments(self, params: Mapping) -> tuple[jax.Array, jax.Array]:
-        """Prior mean and standard deviation, each (rows, outputs), of a Gaussian readout given the scales in `params`."""
+        """Prior mean and standard deviation, each (rows, outputs), of a Gaussian readout given its scales."""
         found = self.priors(params)
         bases = {s: unwrap(found[s]) for s in self.sites}
         shapes = dict(zip(self.sites, self.shapes, strict=True))

@@ -3,13 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
-import bayes_brg as brg
-from bayes_brg.inference.target import Target
-from bayes_brg.model.bound import bind
-from bayes_brg.model.readout import Readout, draw_readout, log_marginal
+from bayes_brg.model.readout import Readout, log_marginal
 
 LONG = np.longdouble
 
