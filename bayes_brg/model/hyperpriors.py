@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,7 +47,7 @@ class Hyperprior:
     Attributes
     ----------
     label : str
-        How it is written in the files of a run: ``"learned noise"`` and the like, or the module and name of its class.
+        How it is written in the files of a run: ``"learned noise"`` and the like, or the name of its class.
     law : numpyro Distribution
     """
 
@@ -86,7 +85,7 @@ class Hyperprior:
         if law.support.is_discrete or low is None or not float(low) >= 0:
             raise ValueError(f"{name} is a {kind}, which is not of positive support; pass one that is, such as "
                              "dist.LogNormal or dist.HalfNormal")
-        return cls._of(law, f"{type(law).__module__}.{kind}")
+        return cls._of(law, kind)
 
     def repeated(self, *shape: int) -> dist.Distribution:
         """Independent copies as one event, or the law itself for no shape."""
@@ -126,7 +125,7 @@ class Hyperprior:
         numbers = {name: float(getattr(self.law, name)) for name in self.law.arg_constraints
                    if getattr(self.law, name, None) is not None}
         found = {"law": self.label, "numbers": numbers}
-        if not self.label.startswith("numpyro.") or Hyperprior.restore(found) != self:
+        if getattr(dist, self.label, None) is not type(self.law) or Hyperprior.restore(found) != self:
             raise TypeError(f"{self.label} is not known by its numbers alone")
         return found
 
@@ -136,10 +135,9 @@ class Hyperprior:
         label = found["law"]
         if label.startswith("learned "):
             return Hyperprior.learned(label.removeprefix("learned "))
-        module, _, name = label.rpartition(".")
-        if not module.startswith("numpyro."):
+        if not hasattr(dist, label):
             raise ValueError(f"the law {label!r} of this run is not one of NumPyro's")
-        return Hyperprior._of(getattr(importlib.import_module(module), name)(**found["numbers"]), label)
+        return Hyperprior._of(getattr(dist, label)(**found["numbers"]), label)
 
 
 def number_or_law(value: Any, name: str, what: str) -> float | Hyperprior:
