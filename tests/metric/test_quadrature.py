@@ -65,7 +65,15 @@ def negative_binomial(mean, concentration, gate=0.0):
     return log_p
 
 
+def beta_binomial(a, b, n):
+    def log_p(y):
+        return (gammaln(n + 1.0) - gammaln(y + 1.0) - gammaln(n - y + 1.0) + gammaln(y + a) + gammaln(n - y + b)
+                - gammaln(n + a + b) - gammaln(a) - gammaln(b) + gammaln(a + b))
+    return log_p
+
+
 OWN = {
+    "beta-binomial": lambda a, b: beta_binomial(E(a), E(b), 12),
     "negative binomial": lambda a, b: negative_binomial(E(a), E(b)),
     "negative binomial, concentration .05": lambda a, b: negative_binomial(E(a), 0.03 * E(b)),
     "gamma-Poisson": lambda a, b: negative_binomial(E(a - b), E(a)),
