@@ -13,7 +13,7 @@ import numpy as np
 
 from .core.arrays import check_array
 from .core.batching import as_chains, as_draws, default_chunk, map_draws
-from .core.checks import check_count, check_inputs, check_key, num_points
+from .core.checks import check_count, check_inputs, check_key, num_points, warn_unfinite
 from .core.keys import name_key
 from .model.bound import BoundModel, bind
 
@@ -186,7 +186,13 @@ def predict(model, posterior: Posterior, x, batch_size: int | None = None, *, pr
     chunk = default_chunk(work(bound, x)) if batch_size is None else check_count(batch_size, "batch_size")
     draws = {s: posterior.flat()[s] for s in bound.names}
     phi = map_draws(_phi_one, (bound,), draws, (x,), chunk=chunk, desc="predict", show=progress_bar)
-    return phi.reshape(posterior.num_chains, posterior.num_draws, *phi.shape[1:])
+    lead = posterior.num_chains, posterior.num_draws
+    phi = phi.reshape(*lead, *phi.shape[1:])
+    if not bool(jnp.isfinite(phi).all()):
+        warn_unfinite(phi, "predict: outputs", ("chain", "draw", "point", "output"), "Either the parameters of such a "
+                      "draw are not finite, or the output is beyond floating point: an infinite mean, a rate that "
+                      "overflows, inputs in too small units", diverged(posterior).reshape(lead))
+    return phi
 
 
 def prior(model, x, *, key, num_samples: int = 1000) -> Posterior:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -68,6 +69,31 @@ def check_data(x: Any, y: Any) -> tuple[Any, jax.Array]:
     if y.ndim == 0 or y.shape[0] != n:
         raise ValueError(f"y has shape {y.shape} but x has {n} data points; the first axis of both is the datum")
     return x, y
+
+
+def warn_unfinite(values: Any, name: str, dims: Sequence[str], remedy: str, skip: Any = None) -> None:
+    """Warn, naming the first, of values of a result that are not finite; members in `skip` (chain, draw) are known to.
+
+    Parameters
+    ----------
+    values : array, axes `dims`
+    name : str
+        The function that found them, and what they are.
+    dims : sequence of str
+    remedy : str
+    skip : array of bool (chain, draw), optional
+    """
+    values = np.asarray(values)
+    bad = ~np.isfinite(values)
+    if skip is not None and bad.any():
+        at = list(dims).index("chain")
+        bad &= ~np.asarray(skip).reshape((1,) * at + skip.shape + (1,) * (values.ndim - at - 2))
+    if not bad.any():
+        return
+    index = np.unravel_index(np.argmax(bad), bad.shape)
+    where = ", ".join(f"{d} {i}" for d, i in zip(dims, index, strict=True))
+    warnings.warn(f"{name}: {int(bad.sum())} of {bad.size} are not finite, the first {values[index]} at {where}. "
+                  f"{remedy}", UserWarning, stacklevel=3)
 
 
 def num_points(x: Any) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from ..core.batching import quiet
-from ..core.checks import check_choice, check_count, check_data, check_inputs, num_points
+from ..core.checks import check_choice, check_count, check_data, check_inputs, num_points, warn_unfinite
 from ..core.jackknife import block_jackknife
 from ..core.keys import name_key
 from ..field.correlators import cumulants
@@ -413,6 +413,8 @@ def _scored(held: list[_HeldOut]) -> dict[str, Any]:
         with np.errstate(invalid="ignore"):  # a density of 0 has no error: NaN
             return values.std(axis=-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(values.shape[:-1], np.nan)
 
+    warn_unfinite(lpd, "compare: log predictive densities", ("flow", "cutoff", "datum"), "No draw gives such a datum a "
+                  "density that floating point holds: check the units of y")
     mcse = np.stack([h.mcse for h in held])  # (flow, cutoff)
     scale = {f"critical_scale{s}": ("flow", [getattr(h.critical, part) for h in held])
              for s, part in (("", "value"), ("_lower", "lower"), ("_upper", "upper"))}

@@ -101,7 +101,15 @@ class Action:
         if phi.ndim < 1 or phi.shape[-1] != num_points:
             raise ValueError(f"phi has shape {phi.shape}; its last axis must be the {num_points} points")
         powers = 3 if self.sextic is not None else 2
-        return symmetric_tensors.in_chunks(self._polynomial, phi - self.mean, num_points**powers)
+        if xp is jnp:
+            return symmetric_tensors.in_chunks(self._polynomial, phi - self.mean, num_points**powers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = symmetric_tensors.in_chunks(self._polynomial, phi - self.mean, num_points**powers)
+        if not np.isfinite(value).all():
+            at = tuple(int(i) for i in np.argwhere(~np.isfinite(np.atleast_1d(value)))[0])
+            raise ValueError(f"phi is {np.atleast_2d(phi)[at]} at index {at}: it is not finite, or its powers leave "
+                             "float64; scale the field")
+        return value
 
     def _polynomial(self, z: Any) -> Any:
         num_points = z.shape[-1]

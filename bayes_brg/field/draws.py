@@ -80,7 +80,19 @@ def read_draws(phi: Any, least: int = 1, order: int = 1) -> Draws:
                 remedy = "drop or repair that draw" if not np.isfinite(value) else (
                     f"powers up to {2 * order} of it leave float64 (at most {most:.0e}): scale the field")
                 raise ValueError(f"phi is {value} at {where}, mesh index {point}; {remedy}")
+        if (flat := values.reshape(-1, values.shape[-1])).size:
+            _check_spread(flat, order)
     return draws
+
+
+def _check_spread(values: np.ndarray, order: int) -> None:
+    """Refuse a field (sample, point) whose powers vanish in float64, though it moves."""
+    spread = np.ptp(np.asarray(values, np.float64), axis=0)
+    small = (spread > 0) & (spread < 1 / largest(order))
+    if small.any():
+        point = int(np.argmax(small))
+        raise ValueError(f"phi moves by {spread[point]:.3g} only at mesh index {point}; powers up to {2 * order} of it "
+                         f"leave float64 (at least {1 / largest(order):.0e}): scale the field")
 
 
 def largest(order: int) -> float:

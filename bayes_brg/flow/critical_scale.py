@@ -56,7 +56,7 @@ class CriticalScale:
         return self.value
 
     def __str__(self) -> str:
-        share = f"; {self.beyond:.0%} of resamples beyond the last cutoff" if self.beyond else ""
+        share = f"; {self.beyond:.0%} of resamples beyond the last cutoff" if self.beyond > 0 else ""
         if np.isnan(self.value):
             return f"no critical scale: {self.reason}{share}"
         if np.isnan(self.lower):
@@ -194,8 +194,8 @@ def _with_interval(scales: np.ndarray, curve: Callable, growth: Growth, amount: 
     # Order statistics, since there is nothing between a number and "beyond".
     lower, upper = np.quantile(boot, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf") if boot.size else (
         np.nan, np.nan)
-    return CriticalScale(value, float(lower), float(upper), level, label, reason, float(np.mean(boot == np.inf)),
-                         float(np.mean(boot == 0)), **facts)
+    beyond, none = (float(np.mean(boot == end)) if boot.size else np.nan for end in (np.inf, 0))
+    return CriticalScale(value, float(lower), float(upper), level, label, reason, beyond, none, **facts)
 
 
 def _crossing(scales: np.ndarray, grown: np.ndarray, amount: float, growth: Growth) -> tuple[float, str]:

@@ -17,18 +17,21 @@ import numpy as np
 import xarray as xr
 
 from ..core.batching import default_chunk, first_draw, map_draws
-from ..core.checks import check_choice, check_data, check_inputs, check_key, check_like
+from ..core.checks import check_choice, check_data, check_inputs, check_key, check_like, warn_unfinite
 from ..core.keys import name_key
 from ..metric.fisher import restricted
 from ..metric.metric import Metric
 from ..model.bound import BoundModel, Params
-from ..posterior import Posterior, work
+from ..posterior import Posterior, diverged, work
 from .critical_scale import CriticalScale, critical_scale, variance_scale
 from .cutoffs import check_cutoff, check_cutoffs, working
 from .one_member import FlowSpec, Member, Setting, along_one, at_one, mean_one, reduced
 from .regulators import Regulator
 
 __all__ = ["Flow"]
+
+TOO_LARGE = ("The output, or its square, is beyond floating point, or a draw is not finite: rescale x or y, or leave "
+             "such draws out")
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,13 @@ class Flow:
         DataArray (cutoff, chain, draw, point, output)
         """
         phi = self._along("phi", check_inputs(x), None, cutoffs, progress_bar)
-        return self._array(phi, "phi", cutoffs, ("point", "output"))
+        extra = ("point", "output")
+        warn_unfinite(phi, "flow.predict: outputs", ("cutoff", "chain", "draw", *extra), TOO_LARGE, self._diverged)
+        return self._array(phi, "phi", cutoffs, extra)
+
+    @property
+    def _diverged(self) -> np.ndarray:
+        return diverged(self.posterior).reshape(self.posterior.num_chains, self.posterior.num_draws)
 
     def loss(self, x, y, *, cutoffs=None, progress_bar: bool = True) -> xr.DataArray:
         """Training loss along the flow, mean over points: (y − φ)² summed over outputs for a Gaussian, else −log p.
@@ -155,6 +164,7 @@ class Flow:
         """
         x, y = check_data(x, y)
         loss = self._along("loss", x, self.spec.bound.targets(y), cutoffs, progress_bar)
+        warn_unfinite(loss, "flow.loss: losses", ("cutoff", "chain", "draw"), TOO_LARGE, self._diverged)
         return self._array(loss, "loss", cutoffs).assign_attrs(units=loss_units(self.spec.bound, self.posterior, x))
 
     def moments(self, x, *, cutoffs=None) -> xr.Dataset:
@@ -192,6 +202,8 @@ class Flow:
         x, y = check_data(x, y)
         scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
         total = self._sums("log_likelihood", x, self.spec.bound.targets(y), scales) - np.log(self.posterior.size)
+        warn_unfinite(total, "flow.log_predictive: log densities", ("cutoff", "point"), "No draw gives such a datum a "
+                      "density that floating point holds: check the units of y")
         return self._points({"log_predictive": total}, scales, ("point",))["log_predictive"]
 
     def predictive(self, x, key, *, cutoffs=None, progress_bar: bool = True) -> xr.DataArray:

@@ -249,8 +249,9 @@ def moments_along_flow(phi: Any, *, truth: float | None = None, critical_scale: 
         reach, smallest = max(reach, np.abs(mean).max()), min(smallest, np.abs(mean[0]))
     if reach > 30 * max(smallest, 1e-12):
         left.set_yscale("symlog", linthresh=10 ** np.ceil(np.log10(max(2 * smallest, reach * 1e-4))))
-    right.set_yscale("log")
-    right.yaxis.set_minor_locator(LogLocator(subs="auto"))
+    if any((np.asarray(line.get_ydata()) > 0).any() for line in right.lines):  # draws that all agree have no variance
+        right.set_yscale("log")
+        right.yaxis.set_minor_locator(LogLocator(subs="auto"))
     if truth is not None:
         left.axhline(truth, color=COLOURS[2], linestyle=":", linewidth=2, label=f"true value {truth:.4g}")
     for ax in (left, right):

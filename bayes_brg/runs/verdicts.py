@@ -272,6 +272,11 @@ def gaussian(phi: Any, what: str = "φ at the characteristic input", *, independ
     infinite = int(np.isinf(phi).sum())
     if infinite:
         return Verdict(False, f"{what} is not Gaussian: {infinite} of {phi.size} draws are infinite.")
+    size = np.abs(phi).max(initial=0, where=~np.isnan(phi))
+    phi = phi / size if size > 0 else phi  # no power of it overflows or vanishes then
+    middle = np.nanmean(phi) if not np.isnan(phi).all() else 0.0
+    width = np.abs(phi - middle).max(initial=0, where=~np.isnan(phi))
+    phi = (phi - middle) / width if width > 0 else phi
     chain = phi[:, :, None]
     finite = bool(np.isfinite(phi).all())
     if not finite and not independent:
