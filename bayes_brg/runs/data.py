@@ -34,7 +34,7 @@ class Data:
         The true φ at the characteristic input.
     y_mean, y_scale : float
         Where targets are standardised: what they were measured as is ``y_mean + y_scale * y``. Tables, figures, scores
-        and the report of a run are then in the data's own units.
+        and the report of a run are then in the data's own units. One number for all target columns.
     units : str
         What these are, or the target's name.
     y_transform : {"", "log", "rank"}
@@ -62,6 +62,12 @@ class Data:
     encoding: Any = None
 
     def __post_init__(self):
+        for name in ("y_mean", "y_scale"):
+            if np.size(getattr(self, name)) != 1:
+                raise ValueError(f"{name} has {np.size(getattr(self, name))} entries; it is one number for all target "
+                                 "columns, since a loss is a sum over them. Bring the columns to one unit and divide "
+                                 "them by one number, or leave y_mean and y_scale out: the run is then reported in the "
+                                 "units that the model has")
         if not np.isfinite(self.y_mean):
             raise ValueError(f"y_mean must be a finite number, got {self.y_mean!r}")
         check_positive(self.y_scale, "y_scale")
