@@ -141,6 +141,10 @@ def _measures(data: xr.Dataset) -> dict[str, xr.Dataset]:
     data = data.astype(float)
     data = data.where(np.abs(data) <= largest(2))  # NaN throughout an entry's measures: squares of squares are taken
     constant = data.max(chain) == data.min(chain)
+    if data.sizes["chain"] * data.sizes["draw"] < 2:  # one draw has no spread
+        lost = xr.full_like(data.isel(chain=0, draw=0, drop=True), np.nan)
+        return dict.fromkeys(("rhat", "ess_bulk", "ess_tail", "mcse", "sd"), lost) | {
+            "mean": data.mean(chain, skipna=False), "constant": constant}
     found = {"rhat": arviz_bridge.rhat(data), "ess_bulk": arviz_bridge.ess(data),
              "ess_tail": arviz_bridge.ess(data, "tail"), "mcse": arviz_bridge.mcse(data)}
     found = {k: v.where(~constant) for k, v in found.items()}

@@ -458,7 +458,7 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If a draw has no log-likelihood (NaN).
+        If a draw has no log-likelihood (NaN), or there are fewer than 10.
 
     References
     ----------
@@ -475,6 +475,9 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     if bad.size:
         raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
                          f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
+    if posterior.size < 10:
+        raise ValueError("leave-one-out by importance sampling needs draws to weigh, 10 and more, got "
+                         f"{posterior.size}; score data that were held out (diagnostics.scores)")
     found = arviz_bridge.loo(ll.reshape(posterior.num_chains, posterior.num_draws, -1))
     elpd, k, p_loo = found["elpd"].values, found["pareto_k"].values, float(found["p_loo"])
     each = log_mean_exp(ll, axis=0) - elpd

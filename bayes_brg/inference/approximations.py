@@ -190,6 +190,7 @@ def laplace(model, x, y, *, key, num_samples: int = 1000, structure: str = "full
     check_choice(structure, "structure", STRUCTURES)
     count, bound = check_count(num_samples, "num_samples"), target.bound
     check_proper(bound)
+    bound.check_global("brg.laplace, whose precision is a Fisher metric,")
     if structure == "last_layer" and bound.readout is None:
         raise ValueError("structure='last_layer' needs a brg.mlp or brg.cosnet, whose readout is known; pass 'full' or "
                          "'diagonal'")

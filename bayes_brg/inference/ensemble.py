@@ -89,7 +89,8 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
     Raises
     ------
     ValueError
-        For data that disagree or are not finite, unknown options, or a closed form that does not apply.
+        For data that disagree or are not finite, unknown options, a closed form that does not apply, or "sgd" with a
+        site that has one row a datum.
     """
     bound, x, y, key = checked(model, x, y, key)
     count = check_count(num_members, "num_members")
@@ -107,6 +108,11 @@ def ensemble(model: Callable, x, y, *, key, num_members: int = 1000, train: str 
         raise ValueError(f"record asks for epoch {stops[-1]} but num_epochs is {epochs}")
     check_proper(bound)
     trained = trained_sites(bound, train)
+    if optimizer == "sgd":
+        bound.check_global("brg.ensemble with optimizer='sgd', which takes data one by one,")
+    elif bound.local and learning_rate == "auto" and optimizer == "gd":
+        raise ValueError(f"the automatic learning rate is made of a Fisher metric, which a model with one row of "
+                         f"{bound.local[0]!r} a datum has none of; pass learning_rate=, or optimizer='adam'")
     key = name_key(key, "ensemble")
 
     readout = bound.readout

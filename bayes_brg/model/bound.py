@@ -29,7 +29,7 @@ from .contract import Findings, examine
 from .distributions import observed_mask, unwrap
 from .likelihoods import Likelihood
 from .readout import LinearReadout
-from .tracing import NamedSeed, check_call, hashable, is_factor, latents, output_of, per_datum
+from .tracing import NamedSeed, Unweighted, check_call, hashable, is_factor, latents, output_of, per_datum
 
 __all__ = ["BoundModel", "Site", "bind"]
 
@@ -232,9 +232,10 @@ class BoundModel:
         return sum((jnp.sum(trace[s]["fn"].log_prob(params[s])) for s in self.names), start=jnp.zeros(()))
 
     def log_factors(self, params: Params, x: Any, y: jax.Array | None = None) -> jax.Array:
-        """Sum of the `numpyro.factor` terms, which belong to neither prior nor likelihood."""
+        """Sum of the `numpyro.factor` terms, and of sites always observed: neither prior nor likelihood of the data."""
         trace = self.trace(params, x, y)
-        terms = [jnp.sum(site["fn"].log_prob(site["value"])) for site in trace.values() if is_factor(site)]
+        terms = [jnp.sum(site["fn"].log_prob(site["value"])) for name, site in trace.items() if is_factor(site)
+                 or (site["type"] == "sample" and site["is_observed"] and name != self.observed)]
         return sum(terms, start=jnp.zeros(()))
 
     def log_joint(self, params: Params, x: Any, y: jax.Array) -> jax.Array:
@@ -344,7 +345,7 @@ class BoundModel:
     def parents(self, x: Any) -> dict[str, tuple[str, ...]]:
         """Latent sites on which each latent site's prior depends."""
         def model(x):
-            return NamedSeed(self.fn, jax.random.key(0))(x, None)
+            return Unweighted(NamedSeed(self.fn, jax.random.key(0)))(x, None)
         with handlers.block():
             found = get_dependencies(model, (x,))["prior_dependencies"]
         return {s: tuple(p for p in found.get(s, {}) if p != s and p in self.names) for s in self.names}
@@ -399,7 +400,7 @@ def bind(model: Callable, x: Any) -> BoundModel:
     """
     x = check_inputs(x)
     if hasattr(model, "bind") and hasattr(model, "likelihood"):  # a Network knows itself
-        if getattr(model, "foreign", True):
+        if getattr(model, "foreign", False):
             _examined(model, x)
         return model.bind(x)
     if not callable(model):

@@ -18,7 +18,7 @@ from numpyro.distributions import biject_to
 
 from ..core.checks import num_points
 from ..core.keys import name_key
-from .distributions import WRAPPERS, unwrap
+from .distributions import WRAPPERS, observed_mask, unwrap
 from .tracing import is_factor, latents, per_datum, run, where
 
 __all__ = ["Findings", "examine"]
@@ -27,6 +27,9 @@ HELD_DATA = ("Arrays with one entry a datum (offsets, weights) belong in x, whic
              "over data has the length of x")
 OUTSIDE = ("φ and the likelihood of a datum must be functions of its own x: centre, normalise or count outside of the "
            "model and pass the result as x (which may be a dict of arrays)")
+
+
+LOOKED_AT = 4  # data that are looked at alone
 
 
 class Findings(NamedTuple):
@@ -70,8 +73,12 @@ def examine(model: Callable, x: Any) -> Findings:
             raise ValueError(f"handlers.scale counts latent site {name!r} {trace[name]['scale']} times, so that its "
                              "density is no prior that could be drawn from; scale the likelihood alone")
     _check_history(trace, seen, observed, n)
+    _check_as_given(trace, seen, observed)
+    for seed in (1, 2, 3):
+        _check_weights(trace, run(model, x, None, jax.random.key(seed), loose), observed)
     _warn_of_params(trace)
     _warn_of_factors(trace, seen)
+    _warn_of_others(trace, observed)
     local, has_phi = _check_batch(model, x, trace, observed, names, key)
     weighted = not _is_one(trace[observed]["scale"]) or _masked(trace[observed]["fn"])
     return Findings(trace, observed, local, has_phi, weighted)
@@ -144,6 +151,36 @@ def _check_history(trace: dict, seen: dict, observed: str, n: int) -> None:
                      "x (lagged columns), so that each datum has its own past")
 
 
+def _check_as_given(trace: dict, seen: dict, observed: str) -> None:
+    """Refuse a model that observes something made of y: samplers would see that, and everything else y itself."""
+    given, found = (np.asarray(v) for v in (trace[observed]["value"][::-1], seen[observed]["value"]))
+    if given.size == found.size and _close(given.ravel(), found.ravel()):
+        return
+    raise ValueError(f"the observed site {observed!r} has not the values of y that the model was given, but what it "
+                     "made of them: bring y to what is observed outside of the model")
+
+
+def _check_weights(trace: dict, other: dict, observed: str) -> None:
+    """Refuse weights of data that change with the parameters, seen at another draw of them."""
+    one, two = trace[observed], other[observed]
+    same = _close(one["scale"] if one["scale"] is not None else 1.0, two["scale"] if two["scale"] is not None else 1.0)
+    if not same or not _close(observed_mask(one["fn"]), observed_mask(two["fn"])):
+        what = "handlers.mask" if same else "handlers.scale"
+        raise ValueError(f"{what} around the observed site {observed!r} changes with the parameters, so that which "
+                         "data count, or how often, is not known; make it a function of x, or write it into the "
+                         "likelihood")
+
+
+def _warn_of_others(trace: dict, observed: str) -> None:
+    """Name sites that are observed whatever y is: factors, to all but samplers."""
+    names = [name for name, site in trace.items() if site["type"] == "sample" and site["is_observed"]
+             and name != observed and not is_factor(site)]
+    if names:
+        warnings.warn(f"the model always observes {', '.join(map(repr, names))} beside {observed!r}: samplers count it "
+                      "as they count a numpyro.factor, but Fisher metrics, losses, scores and leave-one-out are of "
+                      f"{observed!r} alone", UserWarning, stacklevel=5)
+
+
 def _warn_of_params(trace: dict) -> None:
     """Name `numpyro.param` sites, and leaves of modules, that have no prior."""
     held = []
@@ -204,8 +241,8 @@ def _check_batch(model: Callable, x: Any, trace: dict, observed: str, names: lis
     if observed not in small or jnp.shape(small[observed]["value"]) == shape:
         raise ValueError(f"the observed site {observed!r} has shape {shape} for {n} data points and for {k} of them. "
                          + HELD_DATA)
-    values = {s: trace[s]["value"] for s in names}
-    local = []
+    drawn = {s: trace[s]["value"] for s in names}
+    values, local = dict(drawn), []
     for name in names:
         here, there = jnp.shape(values[name]), jnp.shape(small[name]["value"]) if name in small else None
         if here == there:
@@ -217,6 +254,11 @@ def _check_batch(model: Callable, x: Any, trace: dict, observed: str, names: lis
         values[name] = values[name][chosen]
     small = run(model, some, None, key, values)
     _compare(trace[observed], small[observed], n, k, chosen, observed)
+    for i in dict.fromkeys(np.linspace(0, n - 1, LOOKED_AT).round().astype(int)):  # alone, or with its like
+        pair = np.array([i, i])
+        alone = run(model, jax.tree.map(lambda leaf, pair=pair: leaf[pair], x), None, key,
+                    drawn | {name: drawn[name][pair] for name in local})
+        _compare(trace[observed], alone[observed], n, 2, pair, observed)
     has_phi = named and (jnp.shape(trace["phi"]["value"])[:1], jnp.shape(small["phi"]["value"])[:1]) == ((n,), (k,))
     if has_phi and not _close(trace["phi"]["value"][chosen], small["phi"]["value"]):
         raise ValueError(f"the output phi of a datum depends on the other data in the batch (on {n} of them or {k}). "
@@ -229,6 +271,7 @@ def _compare(full: dict, part: dict, n: int, k: int, chosen: np.ndarray, observe
     one_law, other_law = per_datum(full["fn"], n), per_datum(part["fn"], k)
     pairs = list(zip(_arrays(one_law), _arrays(other_law), strict=False))
     pairs += [(np.asarray(s) for s in (full["scale"], part["scale"]))] if full["scale"] is not None else []  # type: ignore[list-item]
+    pairs += [(_mask_of(one_law), _mask_of(other_law))]
     name = type(unwrap(full["fn"])).__name__
     for what, found in ((f"a parameter of its {name}", pairs),
                         (f"the log density of a draw of its {name}", [_densities(full, one_law, other_law, chosen)])):
@@ -241,6 +284,11 @@ def _compare(full: dict, part: dict, n: int, k: int, chosen: np.ndarray, observe
                 raise ValueError(
                     f"the likelihood {observed!r} of a datum depends on the other data in the batch: {what} is "
                     f"{one[where_]:.6g} among all {n} data and {other[where_]:.6g} among {k} of them. {OUTSIDE}")
+
+
+def _mask_of(d: dist.Distribution) -> np.ndarray:
+    shape = (*d.batch_shape, *d.event_shape)
+    return np.asarray(jnp.broadcast_to(observed_mask(d), shape[:len(shape) - unwrap(d).event_dim]), float)
 
 
 def _densities(full: dict, one: dist.Distribution, other: dist.Distribution, chosen: np.ndarray

@@ -120,7 +120,8 @@ class Network:
     @property
     def foreign(self) -> bool:
         """Whether any of it was written outside of this package, so that it is looked at as any model is."""
-        return not all(type(part).__module__.startswith(__package__) for part in (self, self.likelihood))
+        own = __name__.partition(".")[0]
+        return any(type(part).__module__.partition(".")[0] != own for part in (self, self.likelihood))
 
     def design(self, params: Params, x: jax.Array) -> jax.Array:
         """Matrix H, shape (n, width [+ 1]), with φ = H · [readout; bias]."""

@@ -49,6 +49,15 @@ class NamedSeed(numpyro.primitives.Messenger):
         msg["kwargs"]["rng_key"] = name_key(self.key, name)
 
 
+class Unweighted(numpyro.primitives.Messenger):
+    """Takes `handlers.scale` off: NumPyro compares traces, and arrays among them are not equal or unequal."""
+
+    def process_message(self, msg: dict) -> None:
+        if msg.get("scale") is not None:
+            msg["scale"] = None
+            msg.get("plate_to_scale", {}).pop(None, None)
+
+
 class ByIdentity:
     """A callable that cannot be hashed (a dataclass, an Equinox module), equal to itself alone."""
 

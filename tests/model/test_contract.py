@@ -10,8 +10,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from scipy import stats
 
 import bayes_brg as brg
+from bayes_brg.io import store
 from bayes_brg.model.bound import bind
 
 RNG = np.random.default_rng(0)
@@ -302,3 +304,143 @@ def test_repeated_inputs_with_tiny_noise_are_told_of_the_noise():
     net = brg.mlp((200,), bias_std=1.0, likelihood=brg.gaussian(1e-9))
     with pytest.raises(ValueError, match="noise, 1e-09, vanishes"):
         brg.readout_posterior(net, x, np.sin(x[:, 0]), key=jax.random.key(0), num_samples=4, progress_bar=False)
+
+
+def test_local_latents_are_scored_and_stored_and_not_trained_datum_by_datum(tmp_path):
+    """Against SciPy; per-sample descent has no row of a site for a datum alone."""
+    rng, x = np.random.default_rng(0), np.array([15, 10, 16, 11], np.float32)[:, None]
+    y = np.array([28, 8, -3, 7], np.float32)
+    theta = rng.normal(8, 3, (2, 6, 4)).astype(np.float32)
+    post = brg.Posterior({"mu": rng.normal(size=(2, 6)), "tau": np.exp(rng.normal(size=(2, 6))), "theta": theta})
+    density = stats.norm(theta.reshape(12, 4), x[:, 0]).pdf(y)
+    with pytest.warns(UserWarning, match="unusable"):
+        brg.diagnostics.loo(schools, post, x, y)
+    found = brg.diagnostics.scores(schools, post, x, y).dataset
+    np.testing.assert_allclose(found["log_predictive_density"], np.log(density.mean(0)), rtol=1e-5)
+    sd = np.hypot(x[:, 0][None, None], np.zeros((12, 12, 1))) * np.sqrt(2)  # of Y − Y′ under two draws
+    flat = theta.reshape(12, 4).astype(float)
+
+    def absolute(mean, sd):
+        return sd * np.sqrt(2 / np.pi) * np.exp(-(mean / sd) ** 2 / 2) + mean * (1 - 2 * stats.norm.cdf(-mean / sd))
+
+    pairs = absolute(flat[:, None] - flat[None], sd)[~np.eye(12, dtype=bool)].mean(0)
+    np.testing.assert_allclose(found["crps"][:, 0], absolute(y - flat, x[:, 0]).mean(0) - pairs / 2, rtol=1e-4)
+    idata = brg.to_arviz(post, schools, x, y=y, progress_bar=False)
+    np.testing.assert_array_equal(idata.posterior["theta"], theta)
+    store.save_posterior(tmp_path / "p.nc", post)
+    np.testing.assert_array_equal(store.load_posterior(tmp_path / "p.nc").samples["theta"], theta)
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="optimizer='sgd', which takes data one by one, .* 'theta' has one row"):
+        brg.ensemble(schools, x, y, key=key, num_members=2, train="all")
+    with pytest.raises(ValueError, match="automatic learning rate .* 'theta' a datum"):
+        brg.ensemble(schools, x, y, key=key, num_members=2, train="all", optimizer="gd")
+    with pytest.raises(ValueError, match="brg.laplace, .* 'theta' has one row a datum"):
+        brg.laplace(schools, x, y, key=key)
+
+
+def test_one_draw_of_one_datum():
+    """What can be said of it is right; what cannot is refused, without a NumPy warning."""
+    def model(x, y=None):
+        numpyro.sample("y", dist.Normal(numpyro.sample("z", dist.Normal(0, 1)) * x[:, 0], 1.0), obs=y)
+
+    post, x, y = brg.Posterior({"z": np.full((1, 1), 0.3)}), np.ones((1, 1)), np.array([0.5])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = brg.diagnostics.convergence(model, post, x, y, progress_bar=False)
+        scored = brg.diagnostics.scores(model, post, x, y).dataset
+    assert not found and "never moves" in found.reason
+    assert float(scored["mean_log_predictive_density"]) == pytest.approx(stats.norm.logpdf(0.2), rel=1e-6)
+    with pytest.raises(ValueError, match="leave-one-out .* got 1"):
+        brg.diagnostics.loo(model, post, x, y)
+
+
+def mask_by_the_batch(x, y=None):
+    mean = line(x)
+    with handlers.mask(mask=x[:, 0] > x[:, 0].mean()):
+        observe(mean, y)
+
+
+def mask_by_parameters(x, y=None):
+    mean = line(x)
+    with handlers.mask(mask=mean > 0):
+        observe(mean, y)
+
+
+def scale_by_parameters(x, y=None):
+    mean = line(x)
+    with handlers.scale(scale=jnp.exp(mean[0])):
+        observe(mean, y)
+
+
+def running_sum(x, y=None):
+    b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    observe(jax.lax.scan(lambda s, row: (s + row @ b, s + row @ b), 0.0, x)[1], y)
+
+
+def ranks(x, y=None):
+    observe(jnp.argsort(jnp.argsort(x[:, 0])) + line(x), y)
+
+
+def centred_targets(x, y=None):
+    observe(line(x), None if y is None else y - y.mean())
+
+
+def logs_of_targets(x, y=None):
+    observe(line(x), None if y is None else jnp.log(jnp.abs(y)))
+
+
+def batch_norm(z):
+    return (z - z.mean(0)) / z.std(0)
+
+
+def improper(x, y=None):
+    b = numpyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), (3,)))
+    observe((x - x.mean(0)) @ b, y)
+
+
+@pytest.mark.parametrize(("model", "match"), [
+    (mask_by_the_batch, "depends on the other data"), (mask_by_parameters, "handlers.mask .* changes with the param"),
+    (scale_by_parameters, "handlers.scale .* changes with the param"), (running_sum, "depends on the other data"),
+    (ranks, "depends on the other data"), (centred_targets, "has not the values of y"),
+    (logs_of_targets, "has not the values of y"), (improper, "depends on the other data"),
+    (brg.mlp((4,), activation=batch_norm), "depends on the other data"),
+], ids=lambda v: getattr(v, "__name__", "network") if callable(v) else "")
+def test_dependence_that_hides(model, match):
+    with pytest.raises(ValueError, match=match):
+        bind(model, X)
+
+
+def test_what_only_samplers_count_is_named():
+    """A factor of y, and a site that is observed whatever y is; both are in the log joint, and in `log_factors`."""
+    def with_factor(x, y=None):
+        mean = line(x)
+        observe(mean, y)
+        if y is not None:
+            numpyro.factor("censored", -jnp.sum(jnp.exp(mean) * y))
+
+    def with_another(x, y=None):
+        mean = line(x)
+        numpyro.sample("other", dist.Normal(mean, 0.1), obs=jnp.ones(len(x)))
+        observe(mean, y)
+
+    with pytest.warns(UserWarning, match="numpyro.factor 'censored' depends on y"):
+        bind(with_factor, X)
+    with pytest.warns(UserWarning, match="always observes 'other' beside"):
+        bound = bind(with_another, X)
+    mean = X @ AT["b"]
+    np.testing.assert_allclose(bound.log_factors(AT, X), stats.norm(mean, 0.1).logpdf(1).sum(), rtol=1e-4)
+    parts = bound.log_prior(AT, X) + bound.log_likelihood(AT, X, Y).sum() + bound.log_factors(AT, X)
+    np.testing.assert_allclose(bound.log_joint(AT, X, Y), parts, rtol=1e-4)
+
+
+def test_weights_of_each_datum_can_be_asked_for_twice():
+    """NumPyro's own search for dependences compares arrays of weights by their truth."""
+    def model(x, y=None):
+        mean = line(x["x"])
+        with handlers.scale(scale=x["weight"]):
+            observe(mean, y)
+
+    x = {"x": X, "weight": np.arange(1.0, 9.0, dtype=np.float32)}
+    for _ in range(2):
+        found = brg.fisher(model, None, x, at=AT, progress_bar=False)
+    np.testing.assert_allclose(found.stiffness["b"], np.mean(x["weight"][:, None] * X**2, axis=0), rtol=1e-5)
