@@ -135,7 +135,7 @@ def _arrays(d: dist.Distribution) -> list[np.ndarray]:
     return [np.asarray(leaf, float) for leaf in jax.tree.leaves(d) if np.asarray(leaf).dtype.kind in "fiub"]
 
 
-def _close(a: np.ndarray, b: np.ndarray) -> bool:
+def _close(a: Any, b: Any) -> bool:
     """Equal to the rounding of another order of sums."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     finite = np.abs(a[np.isfinite(a)])
