@@ -118,8 +118,12 @@ def _run(arguments: argparse.Namespace) -> None:
                          keep_weights=not arguments.no_weights)
     page = None
     if alone:
+        from .io.store import MANIFEST, write_json
         from .runs.report import report as write
 
+        if run.manifest.get("file") != str(data):  # the command that runs it again has the table, not our own file
+            run.manifest["file"] = str(data)
+            write_json(run.path / MANIFEST, run.manifest)
         page = write(run, experiment=experiment)
     if not arguments.quiet:
         print(report(run))

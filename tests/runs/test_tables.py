@@ -325,6 +325,7 @@ def test_one_command_takes_a_messy_file_to_a_report(transform, tmp_path, capsys)
     assert run.summary["loss_median"][0] == pytest.approx(np.median(loss), rel=1e-3)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "could not be made" not in text and "Encoding" in text and "says the same as size" in text
+    assert f"bayes-brg run {tmp_path / 'messy.csv'} --out" in text
     # the encoder of the run takes new rows
     new = brg.Encoder.load(out)
     with pytest.warns(UserWarning, match="levels that training has not seen .'Berlin'"):
