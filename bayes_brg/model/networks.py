@@ -423,7 +423,7 @@ class MLP(Network):
             for name in names:
                 factor = params[name]
                 if name == "relevance":
-                    factor = factor[:, None]
+                    factor = jnp.asarray(factor)[..., None]
                 elif site in self.readout_sites and jnp.ndim(factor):
                     factor = jnp.repeat(factor, np.asarray(self.likelihood.heads(self.out)), axis=0,
                                         total_repeat_length=self.out)
