@@ -1,10 +1,9 @@
 """A table of your own: what `bayes-brg run table.csv --target column` runs. Copy it, and change what you like.
 
 Columns are read as they come (numbers, yes and no, dates, text, with gaps), encoded by the training rows alone, and
-fitted by the default network for tables, whose posterior `brg.sample` draws; a randomised-MAP ensemble, which is
-cheaper and not exact, runs beside it. encoding.csv says what became of each column; scores.csv and verdicts.csv hold
-the held-out scores against the single most probable network and against simple peers of scikit-learn, at Λ = 0, in the
-target's own units.
+fitted by the default network for tables, whose posterior `brg.sample` draws. encoding.csv says what became of each
+column; scores.csv and verdicts.csv hold the held-out scores against the single most probable network and against simple
+peers of scikit-learn, at Λ = 0, in the target's own units.
 
     bayes-brg run table.csv --target column
     bayes-brg run table.csv --target column --set target_transform=log max_rows=2000
@@ -18,7 +17,5 @@ def model(settings, table):
     return brg.table_network(settings, table)  # or brg.mlp(...), or any NumPyro model; table.classes: () for numbers
 
 
-experiment = brg.table_experiment(
-    "table", model=model, couplings=1,
-    settings={"width": 50, "noise": 0.0, "num_warmup": 500, "num_samples": 500, "num_members": 100, "num_epochs": 1000},
-)
+experiment = brg.table_experiment("table", model=model, couplings=1,
+                                  settings={"width": 50, "noise": 0.0, "num_warmup": 300, "num_samples": 200})

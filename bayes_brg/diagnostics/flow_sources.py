@@ -54,7 +54,9 @@ class Made:
     def law(self, phi, cutoff, x, targets, key):
         """Components of the predictive law and ``log_likelihood`` (draw, n), of φ (draw, n, outputs)."""
         if self.bound.likelihood is not None:
-            return predictive_of_phi(self.bound.likelihood, phi, targets, key)
+            sites = tuple(self.bound.likelihood.learned.values())
+            held = self.flow.at(cutoff).flat() if sites else {}
+            return predictive_of_phi(self.bound.likelihood, phi, targets, key, {s: held[s] for s in sites})
         return predictive(self.bound, self.flow.at(cutoff), x, targets, key)
 
 
@@ -110,7 +112,9 @@ class Stored:
         return self.likelihood.targets(y, self.data.sizes["output"])
 
     def law(self, phi, cutoff, x, targets, key):
-        return predictive_of_phi(self.likelihood, phi, targets, key)
+        learned = store.learned_sites(self.data, float(self.cutoffs[self._at(np.array([cutoff]))[0]]))
+        return predictive_of_phi(self.likelihood, phi, targets, key, {
+            s: v[self.kept.ravel()] for s, v in learned.items()})
 
 
 def _data(key: jax.Array) -> list:

@@ -73,12 +73,13 @@ def _predict_one(bound: BoundModel, member: dict, x: Any, y: Any, key: jax.Array
 
 
 @partial(jax.jit, static_argnums=(0,))
-def _predict_phi(likelihood: Any, phi: jax.Array, y: Any, key: jax.Array) -> dict[str, jax.Array]:
-    def one(f, k):
-        d = likelihood.distribution(f)
+def _predict_phi(likelihood: Any, phi: jax.Array, y: Any, key: jax.Array, learned: dict[str, jax.Array]
+                 ) -> dict[str, jax.Array]:
+    def one(f, k, values):
+        d = likelihood.given(values).distribution(f)
         return components(d, f.shape[0], k) | {"log_likelihood": d.log_prob(y)}
 
-    return jax.vmap(one)(phi, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(phi.shape[0])))
+    return jax.vmap(one)(phi, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(phi.shape[0])), learned)
 
 
 def predictive(bound: BoundModel, posterior: Posterior, x: Any, y: Any, key: jax.Array) -> dict[str, np.ndarray]:
@@ -88,9 +89,11 @@ def predictive(bound: BoundModel, posterior: Posterior, x: Any, y: Any, key: jax
     return {k: np.asarray(v, np.float64) for k, v in found.items()}
 
 
-def predictive_of_phi(likelihood: Any, phi: np.ndarray, y: Any, key: jax.Array) -> dict[str, np.ndarray]:
-    """The same from outputs φ (draw, n, outputs) under a `Likelihood`."""
-    found = _predict_phi(likelihood, jnp.asarray(phi), y, key)
+def predictive_of_phi(likelihood: Any, phi: np.ndarray, y: Any, key: jax.Array, learned: Any = None
+                      ) -> dict[str, np.ndarray]:
+    """The same from outputs φ (draw, n, outputs) under a `Likelihood`, and the draws (draw, …) of what it learns."""
+    held = {s: jnp.asarray(v) for s, v in (learned or {}).items()}
+    found = _predict_phi(likelihood, jnp.asarray(phi), y, key, held)
     return {k: np.asarray(v, np.float64) for k, v in found.items()}
 
 
@@ -331,11 +334,14 @@ def _name_infinite(dataset: xr.Dataset, name: str, y: Any) -> None:
 
 
 def scores_of_phi(likelihood: Any, phi: Any, y: Any, *, levels=LEVELS, num_bins: int = 10, max_draws: int = 400,
-                  method: str = "") -> Scores:
-    """`scores` from outputs φ (draw, n, outputs) that are already there, under a `Likelihood`."""
+                  method: str = "", learned: Any = None) -> Scores:
+    """`scores` from outputs φ (draw, n, outputs) that are already there, under a `Likelihood`.
+
+    `learned`: draws (draw, …) of each site that the likelihood learns.
+    """
     phi = np.asarray(read_array(phi, "phi", finite=False))
     targets = likelihood.targets(y, phi.shape[-1])
-    law = predictive_of_phi(likelihood, phi, targets, jax.random.key(0))
+    law = predictive_of_phi(likelihood, phi, targets, jax.random.key(0), learned)
     ll = law.pop("log_likelihood")
     flat = np.asarray(targets, np.float64).reshape(phi.shape[1], -1)
     dataset, name, kind = score_table(law, flat, ll, levels, num_bins, max_draws)

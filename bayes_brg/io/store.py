@@ -178,6 +178,21 @@ def in_units(flow: xr.Dataset, y_test: Any = None) -> xr.Dataset:
     return found
 
 
+def learned_variables(sites: Mapping[str, Any]) -> dict[str, tuple]:
+    """What a likelihood learns, site to (cutoff, chain, draw, …), as variables of a stored flow."""
+    return {f"learned_{site}": (("cutoff", "chain", "draw", *(f"learned_{site}_{i}" for i in range(np.ndim(v) - 3))),
+                                np.asarray(v)) for site, v in sites.items()}
+
+
+def learned_sites(flow: xr.Dataset, cutoff: float = 0.0) -> dict[str, np.ndarray]:
+    """What the likelihood of a stored flow learns, site to (draws, …), chain by chain."""
+    found = {}
+    for name in (str(n) for n in flow.data_vars if str(n).startswith("learned_")):
+        value = flow[name].sel(cutoff=cutoff).transpose("chain", "draw", ...).values
+        found[name.removeprefix("learned_")] = value.reshape(-1, *value.shape[2:])
+    return found
+
+
 # -- runs -----------------------------------------------------------------------------------------------------
 def method_file(stem: str, name: str, methods: list[str], suffix: str) -> str:
     """File of a method's stage: the first method is the main one and has the plain name."""

@@ -19,6 +19,7 @@ from ..field.correlators import cumulants
 from ..field.couplings import running_couplings
 from ..flow.critical_scale import critical_scale
 from ..flow.flow import Flow
+from ..io.store import learned_variables
 from ..io.units import Units
 from ..model.bound import bind
 from ..posterior import Posterior
@@ -50,7 +51,8 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     -------
     xarray.Dataset
         ``phi`` (cutoff, chain, draw, point, output), ``loss`` (cutoff, chain, draw), ``stiff_fraction`` (cutoff,),
-        ``diverged`` (chain, draw). Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
+        ``diverged`` (chain, draw), and what the likelihood learns, ``learned_SITE`` (cutoff, chain, draw, …).
+        Attributes: ``characteristic_point``, ``num_members``, ``num_diverged``,
         ``likelihood`` (`Likelihood.record`) where the model is a network,
         ``num_unstable`` (that the sampler marks as diverged although their loss is small: they are kept),
         ``critical_scale`` with ``_lower`` and ``_upper``, of the members that did not diverge. φ and loss are as the
@@ -70,8 +72,10 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
     if data.y_transform:  # of the test points, in the mean
         attrs["y_log_jacobian"] = float(data.own.log_jacobian(data.own.back(data.y_test)).mean())
     likelihood = bind(flow.model, x).likelihood
+    learned: dict[str, np.ndarray] = {}
     if likelihood is not None:
         attrs["likelihood"] = likelihood.record()
+        learned = _along_flow(flow, tuple(likelihood.learned.values()))
     if "diverged" in flow.posterior.stats:  # the sampler's own word, such as a rate above the largest stable one
         attrs["num_unstable"] = int(np.sum(np.asarray(flow.posterior.stats["diverged"]) & ~diverged))
     attrs |= {name: float(value) for name, value in (
@@ -79,7 +83,17 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
         ("critical_scale_upper", critical.upper))}
     attrs["critical_scale_text"] = str(critical)
     return xr.Dataset({"phi": phi, "loss": loss, "stiff_fraction": ("cutoff", np.asarray(flow.stiff_fraction)),
-                       "diverged": (("chain", "draw"), diverged)}, attrs=attrs)
+                       "diverged": (("chain", "draw"), diverged), **learned_variables(learned)}, attrs=attrs)
+
+
+def _along_flow(flow: Flow, sites: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Draws of sites at every cutoff, (cutoff, chain, draw, …): the same at all where they do not flow."""
+    cutoffs = np.asarray(flow.cutoffs)
+    if not set(sites) & set(flow.metric.sites):
+        held = {s: np.asarray(flow.posterior.samples[s]) for s in sites}
+        return {s: np.broadcast_to(v, (len(cutoffs), *v.shape)) for s, v in held.items()}
+    every = [flow.at(c).samples for c in cutoffs]
+    return {s: np.stack([np.asarray(one[s]) for one in every]) for s in sites}
 
 
 def measure_couplings(flow: xr.Dataset, num_points: int = 3) -> xr.Dataset:

@@ -69,7 +69,7 @@ def _network(y: Any, num_classes: int, options: dict[str, Any]) -> Any:
     return default_network(num_classes, **{"rounding": 0.0 if num_classes else rounding_step(y), **options})
 
 
-def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 500, num_samples: int = 500,
+def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 300, num_samples: int = 200,
             max_rows: int = 4000, network: Any = None, **options: Any) -> Predictive:
     """`sample` with the default network of a table; of more than `max_rows` rows, the first so many (they are drawn at
     random already). ``options``: of `default_network`; ``network``: another model in its place."""

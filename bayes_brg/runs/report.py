@@ -18,7 +18,7 @@ from markupsafe import Markup
 from ..core.batching import chains as as_chains
 from ..diagnostics.convergence import Convergence, judge
 from ..diagnostics.scores import predictive_of_phi, scores_of_phi
-from ..io.store import Run, load_run, replacing
+from ..io.store import Run, learned_sites, load_run, replacing
 from ..io.units import Units
 from ..metric.metric import spectrum_table
 from ..model.likelihoods import Likelihood
@@ -467,10 +467,12 @@ def _scored(seen: _Seen, method: str) -> Any:
         likelihood = Likelihood.restore(str(flow.attrs["likelihood"]))
         y = run.data["y_test"].values
         phi = flow["phi"].sel(cutoff=0).isel(point=slice(len(y))).transpose("chain", "draw", "point", "output").values
-        phi = phi.reshape(-1, *phi.shape[2:])[~flow["diverged"].transpose("chain", "draw").values.ravel()]
-        return scores_in_units(scores_of_phi(likelihood, phi, y, method=method), Units.of(flow.attrs),
-                               lambda: predictive_of_phi(likelihood, phi, likelihood.targets(y, phi.shape[-1]),
-                                                         jax.random.key(0)), y)
+        kept = ~flow["diverged"].transpose("chain", "draw").values.ravel()
+        phi, learned = phi.reshape(-1, *phi.shape[2:])[kept], {s: v[kept] for s, v in learned_sites(flow).items()}
+        return scores_in_units(
+            scores_of_phi(likelihood, phi, y, method=method, learned=learned), Units.of(flow.attrs),
+            lambda: predictive_of_phi(likelihood, phi, likelihood.targets(y, phi.shape[-1]), jax.random.key(0),
+                                      learned), y)
     if seen.experiment is None:
         raise Missing("The run does not say what its model observes (it is a NumPyro model of its own, or an older "
                       "run). Give the file that declares the experiment, which then scores the stored draws: "

@@ -96,7 +96,8 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
         ``model(settings, table)`` returns the network; ``table.classes`` says its outputs. Default: `table_network`.
     infer : mapping of str to callable, optional
         As in `Experiment`; default: all weights by the default method of `sample` (settings ``num_warmup``,
-        ``num_samples``), and a randomised-MAP `ensemble` trained by Adam (``num_members``, ``num_epochs``).
+        ``num_samples``), and, where `classes` is True, so that all priors are Gaussian, a randomised-MAP `ensemble`
+        trained by Adam (``num_members``, ``num_epochs``).
     metric, flow, couplings
         As in `Experiment`.
     classes : bool, optional
@@ -156,9 +157,12 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
             rows.append({"method": label, **{str(n): float(one.dataset[n]) for n in names}, **covered})
         return {"scores": pd.DataFrame(rows), "verdicts": pd.DataFrame(judged), "calibration": calibration}
 
+    if infer is None:
+        infer = {"sample": _sample, **({"ensemble": _ensemble} if classes else {})}
     own: dict[str, Any] = {**DEFAULTS, **({"task": "auto"} if classes is None else {}), "width": 50, "noise": 0.0,
-                           "num_warmup": 500, "num_samples": 500, "num_members": 100, "num_epochs": 1000}
+                           "num_warmup": 300, "num_samples": 200}
+    own |= {"num_members": 100, "num_epochs": 1000} if classes else {}
     experiment = Experiment(name=name, model=network, data=data, probe=None,
-                            infer=infer or {"sample": _sample, "ensemble": _ensemble}, metric=metric or {},
+                            infer=infer, metric=metric or {},
                             flow=flow or {}, couplings=couplings, extras=extras, settings=own | dict(settings or {}))
     return experiment

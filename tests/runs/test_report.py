@@ -28,7 +28,7 @@ REDUCED = {
     "deep_relu": ["num_members=64", "num_epochs=100"],
     "finite_width": ["num_draws=20000", "num_members=1000"],
     "cosnet": ["num_members=200", "num_mesh=8"],
-    "diabetes": ["width=8", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
+    "diabetes": ["width=8", "num_warmup=60", "num_samples=40"],
     "breast_cancer": ["width=4", "num_warmup=60", "num_samples=40", "num_members=24", "num_epochs=50"],
     "digits": ["width=8", "num_train=100", "num_warmup=60", "num_samples=20", "num_members=24", "num_epochs=50"],
     "phi4": ["num_members=400", "num_warmup=60", "num_draws=5000"],

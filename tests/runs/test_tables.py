@@ -12,6 +12,8 @@ import pytest
 import bayes_brg as brg
 from bayes_brg.cli import main
 from bayes_brg.io.units import Units
+from bayes_brg.model.bound import bind
+from bayes_brg.runs.default_network import default_network, rounding_step
 from bayes_brg.runs.reading import kind_of
 from bayes_brg.runs.table_experiment import TABLE_FILE
 
@@ -235,7 +237,7 @@ def test_a_column_that_is_constant_in_training_says_nothing():
         brg.Table(x[:, :1], np.arange(30.0)).split(KEY)
 
 
-SMALL = ["width=3", "num_warmup=10", "num_samples=10", "num_members=12", "num_epochs=10", "num_train=25"]
+SMALL = ["width=3", "num_warmup=20", "num_samples=10", "num_train=25"]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -260,6 +262,20 @@ def test_a_table_is_refused_in_one_line(arguments, message, tmp_path, frame, cap
 
 def test_the_file_that_tables_run_is_the_one_to_copy():
     assert (pathlib.Path(brg.__file__).parents[1] / "models" / "table.py").read_text() == TABLE_FILE.read_text()
+
+
+def test_the_default_network_suits_the_target():
+    numbers, two, many = default_network(), default_network(2), default_network(3)
+    assert bind(numbers, np.ones((2, 3))).uncollapsible() == ""
+    assert numbers.likelihood.name == "heteroscedastic" and numbers.out == 2
+    assert {"noise", "relevance", "scale0", "scale1"} <= set(numbers.hyperpriors(3))
+    assert (two.likelihood.name, two.out, many.likelihood.name, many.out) == ("bernoulli", 1, "categorical", 3)
+    assert default_network(noise=0.3).likelihood == brg.gaussian(0.3)
+    table = brg.Table(np.ones((60, 1)), np.arange(60) % 4 * 0.5)
+    assert rounding_step(table.y) == 0.5 and rounding_step(RNG.normal(size=60)) == 0
+    assert rounding_step(np.array([0.0, 0.5, 1.2] * 20)) == 0  # no step has them all
+    assert brg.table_network({"width": 3}, table).likelihood.rounding == pytest.approx(0.5 / table.y.std())
+    assert brg.table_network({"target_transform": "rank"}, table).likelihood.rounding == 0
 
 
 def messy(path):
@@ -303,9 +319,10 @@ def test_one_command_takes_a_messy_file_to_a_report(transform, tmp_path, capsys)
     held = [int(np.abs(frame["price"] - p).argmin()) for p in price]
     np.testing.assert_allclose(price, frame["price"].to_numpy()[held], rtol=1e-4)
     assert len(set(held)) == len(held) == 22
-    # scores by hand from φ and the noise of the model
-    phi = run.flow["phi"].sel(cutoff=0).values.reshape(-1, len(held)).astype(float)
-    z, noise = units.forward(frame["price"].to_numpy()[held]), 0.7
+    # scores by hand from φ = (mean, log sd) and the level of the noise
+    phi, level = run.flow["phi"].sel(cutoff=0).values.astype(float), run.posterior.samples["noise"]
+    noise = (np.exp(phi[..., 1]) * np.asarray(level, float)).reshape(-1, len(held))
+    z, phi = units.forward(frame["price"].to_numpy()[held]), phi[..., 0].reshape(-1, len(held))
     density = np.log(np.mean(np.exp(-0.5 * ((z - phi) / noise) ** 2) / np.sqrt(2 * np.pi) / noise, axis=0))
     scale = units.scale * (frame["price"].to_numpy()[held] if transform else 1.0)
     scores = pd.read_csv(out / "scores.csv").set_index("method")
@@ -313,16 +330,17 @@ def test_one_command_takes_a_messy_file_to_a_report(transform, tmp_path, capsys)
     if transform:
         train = frame["price"].to_numpy()[np.setdiff1d(np.arange(90), held)]
         assert np.log(train).min() - 1 < units.mean < np.log(train).max() + 1
-        loss = ((np.exp(units.mean + units.scale * phi) - frame["price"].to_numpy()[held]) ** 2).mean(1)
         # the mean of a log-normal is above its median
         mean = np.exp(units.mean + units.scale * phi + 0.5 * (units.scale * noise) ** 2).mean(0)
         assert scores["rmse"]["sample"] == pytest.approx(np.sqrt(((mean - price) ** 2).mean()), rel=0.2)
     else:
         own = units.mean + units.scale * phi
-        loss = ((own - price) ** 2).mean(1)
         assert scores["rmse"]["sample"] == pytest.approx(np.sqrt(((own.mean(0) - price) ** 2).mean()), rel=1e-3)
-        assert {"sample", "ensemble", "map", "ridge", "forest", "boosting", "gp"} == set(scores.index)
+        assert {"sample", "map", "ridge", "forest", "boosting", "gp"} == set(scores.index)
+    loss = -(np.log(np.exp(-0.5 * ((z - phi) / noise) ** 2) / np.sqrt(2 * np.pi) / noise) - np.log(scale)).mean(1)
     assert run.summary["loss_median"][0] == pytest.approx(np.median(loss), rel=1e-3)
+    median = units.back(phi[:, 0]).mean()
+    assert run.summary["phi_mean"][0] == pytest.approx(median, rel=1e-3)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "could not be made" not in text and "Encoding" in text and "says the same as size" in text
     assert f"bayes-brg run {tmp_path / 'messy.csv'} --out" in text
@@ -344,7 +362,7 @@ def test_the_command_line_takes_a_table_in_place_of_another(tmp_path, frame, cap
     run = brg.load_run(out)
     assert run.data["x"].shape == (25, 2) and run.settings["target"] == "outcome"
     scores = pd.read_csv(tmp_path / "run" / "scores.csv").set_index("method")
-    assert list(scores.index) == ["sample", "ensemble", "map"] and np.isfinite(scores.to_numpy()).all()
+    assert list(scores.index) == ["sample", "map"] and np.isfinite(scores.to_numpy()).all()
     assert (tmp_path / "run" / "figures" / "calibration.png").stat().st_size > 5000
     frame["outcome"] += 1.0
     save(tmp_path, frame.drop(columns="group"))

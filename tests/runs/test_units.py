@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 import bayes_brg as brg
 from bayes_brg.cli import main
-from bayes_brg.io.store import in_units
+from bayes_brg.diagnostics.scores import scores_of_phi
+from bayes_brg.io.store import in_units, learned_sites, learned_variables
 from bayes_brg.runs.measures import measure_couplings
 
 RNG = np.random.default_rng(0)
@@ -100,6 +101,21 @@ def test_a_loss_in_nats_gets_the_jacobian():
     assert own.attrs == {"units": "m", "other": 1} and in_units(own) is own
     flow["loss"].attrs["units"] = "squared"
     assert in_units(flow)["loss"].item() == 9.0
+
+
+def test_noise_that_is_learned_goes_with_the_outputs_that_are_stored():
+    """Scores from φ and the learned sites are those of the model and its posterior."""
+    model = brg.mlp((), likelihood=brg.gaussian("learned"))
+    x, y = RNG.normal(size=(5, 2)), RNG.normal(size=(5, 1))
+    posterior = brg.prior(model, x, key=jax.random.key(0), num_samples=8)
+    right = brg.diagnostics.scores(model, posterior, x, y).dataset
+    phi = np.asarray(brg.predict(model, posterior, x))
+    held = learned_variables({"noise": np.stack([posterior.samples["noise"]] * 2)})
+    flow = xr.Dataset({"phi": (("cutoff", "chain", "draw", "point", "output"), np.stack([phi] * 2)), **held},
+                      coords={"cutoff": [0.0, 1.0]})
+    found = scores_of_phi(model.likelihood, phi.reshape(8, 5, 1), y, learned=learned_sites(flow)).dataset
+    for name in ("log_predictive_density", "crps", "coverage"):
+        np.testing.assert_allclose(found[name], right[name], rtol=1e-4)
 
 
 # -- inputs that are not one array ----------------------------------------------------------------------------
