@@ -293,7 +293,7 @@ class Metric:
         return {s: jnp.asarray(tree[s], dtype) if s in tree else jnp.zeros(shapes[s], dtype) for s in self.sites}
 
     # -- looking at it ------------------------------------------------------------------------------------
-    def table(self, num: int = 10) -> Table:
+    def table(self, num: int = 10) -> Ranking:
         """The stiffest and the sloppiest parameters by name, by their stiffness averaged over draws."""
         num = check_count(num, "num")
         names, mean, spread = [], [], []
@@ -307,7 +307,7 @@ class Metric:
         means, spreads = np.concatenate(mean), np.concatenate(spread)
         order = np.argsort(-means, kind="stable")
         rows = [Row(rank + 1, names[i], float(means[i]), float(spreads[i])) for rank, i in enumerate(order)]
-        return Table(tuple(rows if len(rows) <= 2 * num else rows[:num] + rows[-num:]), len(rows), self.whiten)
+        return Ranking(tuple(rows if len(rows) <= 2 * num else rows[:num] + rows[-num:]), len(rows), self.whiten)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class Ranking:
     """Stiffest and sloppiest parameters, stiffest first; ``str`` of it is a table."""
 
     rows: tuple[Row, ...]
