@@ -170,12 +170,21 @@ def mclmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_
     .. [1] Robnik, De Luca, Silverstein and Seljak, Microcanonical Hamiltonian Monte Carlo, JMLR 24 (2023),
        arXiv:2212.08549.
     """
-    load_blackjax()
     target, x, y, key = prepare(model, x, y, key, "mclmc", readout)
     if thinning is None:
         thinning = 1 if adjusted else 10
     tune = check_count(num_warmup, "num_warmup", 100)
     run = RunOptions(num_chains, tune, num_samples, thinning, chain_method, checkpoint, block_size)
+    with quiet(not progress_bar):
+        return run_mclmc(target, x, y, key, run, init, adjusted, energy_variance, target_accept_prob, num_steps)
+
+
+def run_mclmc(target: Target, x: Any, y: Any, key: jax.Array, run: RunOptions, init: Any = "auto",
+              adjusted: bool = False, energy_variance: float = 5e-4, target_accept_prob: float = 0.8,
+              num_steps: float = 8.0) -> Posterior:
+    """`mclmc` on a prepared target."""
+    load_blackjax()
+    tune = run.num_warmup
     start = initial(target, key, x, y, run.num_chains, init)
     if sum(u[0].size for u in start.values()) < 2:
         raise ValueError("mclmc needs at least two parameters, the model has one; use nuts")
@@ -187,8 +196,7 @@ def mclmc(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 2000, num_
         kernel: Any = AdjustedKernel(target, tune, float(target_accept_prob), float(num_steps))
     else:
         kernel = MicrocanonicalKernel(target, tune, check_positive(energy_variance, "energy_variance"))
-    with quiet(not progress_bar):
-        return run_chains(kernel, key, start, x, y, run, method="mclmc")
+    return run_chains(kernel, key, start, x, y, run, method="mclmc")
 
 
 # -- stochastic gradients -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from ..posterior import Posterior
 from .checkpoint import Checkpoint, digest
 from .target import Params, Target
 
-CHAIN_METHODS = ("vectorized", "sequential", "parallel")
+CHAIN_METHODS = ("vectorized", "sequential", "parallel", "threads")
 BLOCK = 50  # draws a call of compiled code; fixed, so that a longer run repeats a shorter one and then goes on
 
 
@@ -33,8 +34,9 @@ class RunOptions:
     ----------
     num_chains, num_warmup, num_samples, thinning : int
         Chains, steps thrown away, draws kept a chain, transitions for each.
-    chain_method : {"vectorized", "sequential", "parallel"}
-        How `num_chains` chains share the device or devices.
+    chain_method : {"vectorized", "sequential", "parallel", "threads"}
+        How `num_chains` chains share the device or devices; ``"threads"``: each runs on a core of its own, as many at a
+        time as there are cores.
     checkpoint : path, optional
         Directory for the draws and the state after each block; a run that finds its own there goes on.
     block_size : int
@@ -105,6 +107,8 @@ def over_chains(fn: Callable, method: str) -> Callable:
         return lambda *args: jax.lax.map(lambda one: fn(*one), args)
     if method == "vectorized":
         return jax.vmap(fn)
+    if method == "threads":  # one chain a call
+        return lambda *args: jax.tree.map(lambda a: a[None], fn(*jax.tree.map(lambda a: a[0], args)))
 
     def sharded(*args):
         count = jax.tree.leaves(args)[0].shape[0]
@@ -173,6 +177,30 @@ def _block(kernel: Kernel, size: int, method: str, state: Any, keys: jax.Array, 
     return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), out)
 
 
+class _Apart:
+    """Calls of `fn`, a jitted function, one chain at a time in threads.
+
+    It is compiled once, before there are threads: a model is traced in one thread alone, as NumPyro's handlers need.
+    """
+
+    def __init__(self, fn: Callable, statics: tuple, pool: ThreadPoolExecutor):
+        self.fn, self.statics, self.pool, self.compiled = fn, statics, pool, None
+
+    def __call__(self, *args, shared: tuple = ()):
+        """`fn` of one chain of `args`, leading axis (chain,), and of `shared`."""
+        chains, wide = jax.tree.leaves(args)[0].shape[0], jax.config.jax_enable_x64
+        shared = jax.tree.map(jnp.asarray, shared)
+        each = [jax.tree.map(lambda a, i=i: a[i:i + 1], args) for i in range(chains)]
+        if self.compiled is None:
+            self.compiled = self.fn.lower(*self.statics, *each[0], *shared).compile()
+
+        def run(one):
+            with jax.enable_x64(wide):  # JAX keeps its precision by thread
+                return jax.block_until_ready(self.compiled(*one, *shared))
+
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *self.pool.map(run, each))
+
+
 def _zeros(fn: Callable, *args) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(fn, *args))
 
@@ -200,6 +228,9 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
     """Run a kernel from `start`, leading axis (chain,), and gather a `Posterior` named after `method`."""
     size, num_samples, how = run.block_size, run.num_samples, run.chain_method
     chains = jax.tree.leaves(start)[0].shape[0]
+    if kernel.pooled and how == "threads":
+        raise ValueError(f"the chains of {method} tune together, so each cannot have a thread of its own; pass "
+                         "chain_method='vectorized'")
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(chains))
     run_keys, finish_keys = (jax.vmap(lambda k, name=name: name_key(k, name))(keys) for name in ("run", "finish"))
     disk = found = None
@@ -208,12 +239,21 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
         template = jax.eval_shape(partial(_begin, kernel, how), run_keys, start, x, y)
         found = disk.load(run_keys, template)
     began = time.perf_counter()
-    warm, done, blocks, state = found or (0, 0, [], _begin(kernel, how, run_keys, start, x, y))
     kept: list = []
-    with progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar:
+    with (ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool,
+          progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar):
+        if how == "threads":
+            begin, block = _Apart(_begin, (kernel, how), pool), _Apart(_block, (kernel, size, how), pool)
+        else:
+            def begin(*mapped, shared):
+                return _begin(kernel, how, *mapped, *shared)
+
+            def block(*mapped, shared):
+                return _block(kernel, size, how, *mapped, *shared)
+        warm, done, blocks, state = found or (0, 0, [], begin(run_keys, start, shared=(x, y)))
         bar.update(warm + min(done, num_samples))
         for steps in _pieces(kernel.warmup - warm, size):
-            state, _ = _block(kernel, size, how, state, finish_keys, 0, steps, 1, False, x, y)
+            state, _ = block(state, finish_keys, shared=(0, steps, 1, False, x, y))
             jax.block_until_ready(state)
             warm += steps
             if disk:
@@ -221,7 +261,7 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
             bar.update(steps)
         warmed, spent = time.perf_counter(), time.process_time()
         for steps in _pieces(num_samples - done, size):
-            state, out = _block(kernel, size, how, state, finish_keys, done, steps, run.thinning, True, x, y)
+            state, out = block(state, finish_keys, shared=(done, steps, run.thinning, True, x, y))
             samples, stats = jax.tree.map(lambda a, n=steps: a[:, :n], jax.block_until_ready(out))
             blocks = [*blocks, (done, steps)]
             if disk:

@@ -119,8 +119,8 @@ def nuts(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num_s
         unconstrained coordinates, native scale.
     adapt_mass : bool
         Whether the mass matrix is adapted in warm-up.
-    chain_method : {"vectorized", "sequential", "parallel"}
-        ``"parallel"`` spreads the chains over the devices.
+    chain_method : {"vectorized", "sequential", "parallel", "threads"}
+        ``"parallel"`` spreads the chains over the devices, ``"threads"`` over the cores of a CPU.
     checkpoint : path, optional
         Directory for the draws, written block by block with the sampler's state. The same call finds them and goes
         on; the draws are those of an uninterrupted run, bit for bit on the same machine. A larger `num_samples`

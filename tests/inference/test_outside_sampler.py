@@ -111,9 +111,17 @@ def test_thinning_keeps_every_third_transition():
     np.testing.assert_array_equal(third, every[:, 2::3])
 
 
+def test_chains_in_threads_are_the_chains_of_a_sequence():
+    short = dict(num_warmup=3, num_samples=7, thinning=2)
+    one, other = (walk(chain_method=how, **short) for how in ("sequential", "threads"))
+    for s in one.samples:
+        np.testing.assert_allclose(other.samples[s], one.samples[s], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(other.stats["log_joint"], one.stats["log_joint"], rtol=1e-5)
+
+
 def test_run_options_are_checked_when_made():
     for wrong, message in (({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
                            ({"num_warmup": -1}, "num_warmup"), ({"thinning": 1.5}, "thinning"),
-                           ({"block_size": 0}, "block_size"), ({"chain_method": "threads"}, "chain_method")):
+                           ({"block_size": 0}, "block_size"), ({"chain_method": "processes"}, "chain_method")):
         with pytest.raises(ValueError, match=message):
             RunOptions(**wrong)

@@ -46,6 +46,15 @@ def test_sites_and_their_parents():
     assert NET != network(weight_std=dist.LogNormal(0.0, 1.1))
 
 
+def test_a_network_with_relevances_has_a_readout_that_collapses():
+    bound = bind(network(likelihood=brg.heteroscedastic()), X)
+    assert not bound.uncollapsible() and not bind(NET, X).uncollapsible()
+    x, y = X, bound.targets(Y)
+    params = brg.prior(bound.fn, x, key=jax.random.key(1), num_samples=1).draw(0, 0)
+    target = Target(bound, True)
+    assert np.isfinite(target.log_density(target.unconstrain(params, x, y), x, y))
+
+
 def test_both_ways_have_the_same_numbers(x64):
     model = plain(NET)
     bound, general = bind(NET, X), bind(model, X)
