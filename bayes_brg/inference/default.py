@@ -63,8 +63,8 @@ def sample(model, x, y, *, key, num_chains: int = 4, num_warmup: int = 1000, num
         elif not (reason := bound.uncollapsible()) and bound.hyperparameters(x):
             post = run_mclmc(aim(bound, "mclmc", "collapsed"), x, y, name_key(key, "mclmc"), _micro(run), "ensemble",
                              energy_variance=ENERGY_VARIANCE)
-            why = ("mclmc with the readout collapsed, from the members of a deep ensemble: noise and scales are learned, "
-                   "and modes that lie apart are reached from their own starts; compare its chains "
+            why = ("mclmc with the readout collapsed, from the members of a deep ensemble: noise and scales are "
+                   "learned, and modes that lie apart are reached from their own starts; compare its chains "
                    "(diagnostics.convergence), and its moments with adjusted=True where they matter")
         elif not reason:
             target = aim(bound, "split_hmc", "collapsed")
