@@ -177,6 +177,11 @@ def _block(kernel: Kernel, size: int, method: str, state: Any, keys: jax.Array, 
     return state, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), out)
 
 
+def _together(fn: Callable, statics: tuple) -> Callable:
+    """Calls of `fn` for all chains at once."""
+    return lambda *args, shared=(): fn(*statics, *args, *shared)
+
+
 class _Apart:
     """Calls of `fn`, a jitted function, one chain at a time in threads.
 
@@ -184,7 +189,8 @@ class _Apart:
     """
 
     def __init__(self, fn: Callable, statics: tuple, pool: ThreadPoolExecutor):
-        self.fn, self.statics, self.pool, self.compiled = fn, statics, pool, None
+        self.fn, self.statics, self.pool = fn, statics, pool
+        self.compiled: Any = None
 
     def __call__(self, *args, shared: tuple = ()):
         """`fn` of one chain of `args`, leading axis (chain,), and of `shared`."""
@@ -192,7 +198,8 @@ class _Apart:
         shared = jax.tree.map(jnp.asarray, shared)
         each = [jax.tree.map(lambda a, i=i: a[i:i + 1], args) for i in range(chains)]
         if self.compiled is None:
-            self.compiled = self.fn.lower(*self.statics, *each[0], *shared).compile()
+            lowered = self.fn.lower(*self.statics, *each[0], *shared)  # type: ignore[attr-defined]
+            self.compiled = lowered.compile()
 
         def run(one):
             with jax.enable_x64(wide):  # JAX keeps its precision by thread
@@ -242,14 +249,8 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
     kept: list = []
     with (ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool,
           progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar):
-        if how == "threads":
-            begin, block = _Apart(_begin, (kernel, how), pool), _Apart(_block, (kernel, size, how), pool)
-        else:
-            def begin(*mapped, shared):
-                return _begin(kernel, how, *mapped, *shared)
-
-            def block(*mapped, shared):
-                return _block(kernel, size, how, *mapped, *shared)
+        begin, block = ((_Apart(fn, statics, pool) if how == "threads" else _together(fn, statics))
+                        for fn, statics in ((_begin, (kernel, how)), (_block, (kernel, size, how))))
         warm, done, blocks, state = found or (0, 0, [], begin(run_keys, start, shared=(x, y)))
         bar.update(warm + min(done, num_samples))
         for steps in _pieces(kernel.warmup - warm, size):
