@@ -201,9 +201,10 @@ class BoundNetwork(BoundModel):
     def readout(self):
         network = self.network
         shapes = tuple(self.site(s).shape for s in network.readout_sites)
+        hidden = tuple(s for s in self.names if s not in network.readout_sites)
         return LinearReadout(
-            network.readout_sites, shapes, tuple(s for s in self.names if s not in network.readout_sites),
-            network.outputs, network.design, self._priors, network.likelihood, network.readout_gains(shapes[0][0]),
+            network.readout_sites, shapes, hidden, tuple(self.site(s).shape for s in hidden), network.outputs,
+            network.design, self._priors, network.likelihood, network.readout_gains(shapes[0][0]),
         )
 
     @property

@@ -33,8 +33,8 @@ class LinearReadout:
         In the order of R's rows.
     shapes : tuple of tuple of int
         Their shapes, (rows of the site, outputs), or (outputs,) of a bias.
-    hidden : tuple of str
-        The model's other sites.
+    hidden, hidden_shapes : tuple
+        The model's other sites, and their shapes.
     outputs : int
     design : callable
         ``design(params, x)``: H; of `params` only the hidden sites are read.
@@ -48,6 +48,7 @@ class LinearReadout:
     sites: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     hidden: tuple[str, ...]
+    hidden_shapes: tuple[tuple[int, ...], ...]
     outputs: int
     design: Callable[[Any, Any], jax.Array]
     priors: Callable[[Any], Mapping[str, dist.Distribution]]
@@ -101,7 +102,7 @@ class LinearReadout:
         if not self.means:
             return self.inexact()
         with jax.ensure_compile_time_eval():  # the answer is needed in traced code too
-            known = {s: jnp.ones(()) for s in self.hidden}
+            known = {s: jnp.ones(shape) for s, shape in zip(self.hidden, self.hidden_shapes, strict=True)}
             bases = [unwrap(p) for s, p in self.priors(known).items() if s in self.sites]
             if not all(isinstance(p, dist.Normal) for p in bases):
                 return "the prior of the readout is not Gaussian"

@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
-from bayes_brg.model.readout import Readout, log_marginal
+import bayes_brg as brg
+from bayes_brg.inference.target import Target
+from bayes_brg.model.bound import bind
+from bayes_brg.model.readout import Readout, draw_readout, log_marginal
 
 LONG = np.longdouble
 
@@ -85,3 +89,88 @@ def test_value_and_gradient_in_a_float32_session(n, width):
             for kind, outputs in KINDS:
                 error = worst(problem(n, width, noise, repeated, outputs, kind))
                 assert error < 1e-5, (noise, repeated, kind, error)
+
+
+# -- as a target of samplers ----------------------------------------------------------------------------------
+X = np.random.default_rng(1).normal(size=(12, 2))
+Y = np.tanh(X[:, :1]) + 0.1 * np.random.default_rng(2).normal(size=(12, 1))
+
+
+def network(likelihood, **changes):
+    options = {"activation": "tanh", "weight_std": "learned", "bias_std": dist.HalfNormal(1.0), "relevance": True}
+    return brg.mlp((3,), likelihood=likelihood, **options | changes)
+
+
+def integrated(target, params, x, y):
+    """log p(y | what is sampled), by the dense Gaussian law of y."""
+    bound = target.bound
+    zero = {**params, **bound.readout.split(bound.readout.stack(params).at[:, 0].set(0.0))}
+    law, design = bound.distribution(zero, x), bound.readout.design(params, x)
+    std = bound.readout.moments(params)[1][:, 0]
+    cov = (design * std) @ (design * std).T + jnp.diag(jnp.broadcast_to(law.base_dist.scale, y.shape)[:, 0] ** 2)
+    return jax.scipy.stats.multivariate_normal.logpdf(y[:, 0], jnp.zeros(len(y)), cov)
+
+
+@pytest.mark.parametrize("likelihood", [brg.gaussian("learned"), brg.heteroscedastic("learned")],
+                         ids=["gaussian", "heteroscedastic"])
+def test_the_target_is_the_marginal_of_the_whole(x64, likelihood):
+    """Its prior times its likelihood is the density of what is sampled, every scale and column among it."""
+    bound = bind(network(likelihood), X)
+    target, whole = Target(bound, True), Target(bound)
+    params = bound.draw_prior(jax.random.key(0), X)
+    u = target.unconstrain(params, X, Y)
+    np.testing.assert_allclose(target.log_likelihood(u, X, Y)[0], integrated(target, params, X, jnp.asarray(Y)),
+                               rtol=1e-10)
+    everything = whole.unconstrain(params, X, Y)
+    gone = sum(v.size for v in everything.values()) - sum(v.size for v in u.values())
+    assert gone == 4  # three weights and a bias
+    rest = {s: jnp.zeros_like(v) for s, v in everything.items()} | everything
+    rest |= {s: v.at[..., 0].set(0.0) for s, v in everything.items() if s in bound.readout.sites}
+    np.testing.assert_allclose(target.log_prior(u, X, Y),
+                               whole.log_prior(rest, X, Y) + 0.5 * gone * np.log(2 * np.pi), rtol=1e-10)
+    done = target.finish(jax.random.key(1), u, X, Y)
+    for s, v in params.items():
+        kept = v if s not in bound.readout.sites else v[..., 1:]
+        np.testing.assert_allclose(done[s] if s not in bound.readout.sites else done[s][..., 1:], kept, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "p"), [(9, 4), (4, 9)])
+def test_draws_with_noise_of_each_datum(n, p):
+    """In a float32 session: mean and covariance of each output's weights, against the dense Gaussian."""
+    design, scale, noise, y = problem(n, p, 0.3, False, 2, "data")
+    keys = jax.random.split(jax.random.key(8), 20_000)
+    readout = Readout(jnp.zeros((p, 2)), scale, noise)
+    draws = np.asarray(jax.jit(jax.vmap(lambda k: draw_readout(readout, k, design, y)))(keys))
+    assert draws.dtype == np.float32
+    for c in range(2):
+        precision = np.diag(1 / scale.astype(float) ** 2) + (design / noise[:, c:c + 1] ** 2).T.astype(float) @ design
+        cov = np.linalg.inv(precision)
+        mean = cov @ (design.T @ (y[:, c] / noise[:, c] ** 2))
+        z = draws[..., c] - mean
+        assert np.all(np.abs(z.mean(0)) < 4.5 * np.sqrt(np.diag(cov) / len(keys)))
+        error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / len(keys))
+        assert np.all(np.abs(z.T @ z / len(keys) - cov) < 4.5 * error)
+
+
+def test_mapped_over_chains_in_compiled_loops():
+    """A mapped trace is where a switch of precision inside compiled code is lost, if anywhere."""
+    cases = [problem(10, 4, 1e-3, False, 1, "one", seed) for seed in range(3)]
+    design, scale, noise, y = (jnp.asarray(np.stack(a)) for a in zip(*cases, strict=True))
+
+    def slope(h, s, e, t):
+        return jax.grad(lambda h: log_marginal(Readout(jnp.zeros((4, 1)), s, e), h, t))(h)
+
+    def guarded(h, s, e, t):
+        return jax.lax.cond(h[0, 0] > -2, slope, lambda h, *_: h, h, s, e, t)
+
+    def looped(h, s, e, t):
+        return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, slope(h, s, e, t)), (0, h))[1]
+
+    args, exact = (design, scale, noise, y), np.stack([oracle(*case)[1] for case in cases]).astype(float)
+    ways = {
+        "cond": jax.vmap(guarded), "while": jax.vmap(looped),
+        "twice": lambda *a: jax.vmap(jax.vmap(slope))(*(v[None] for v in a))[0],
+        "map": lambda *a: jax.lax.map(lambda one: slope(*one), a, batch_size=2),
+    }
+    for name, fn in ways.items():
+        assert np.abs(jax.jit(fn)(*args) - exact).max() < 1e-5 * np.abs(exact).max(), name
