@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,23 +67,23 @@ class SBC:
         return plots.rank_uniformity(self, ax=ax)
 
 
-def _quantities(bound: BoundModel, params: dict, points: Any, x: Any, y: Any) -> jax.Array:
-    """φ at the points (outputs fastest) and the log joint."""
+def _quantities(bound: BoundModel, sites: tuple[str, ...], params: dict, points: Any, x: Any, y: Any) -> jax.Array:
+    """φ at the points (outputs fastest), the log joint, and the entries of `sites`."""
     phi = bound.gauged(bound.phi(params, points), points)
-    return jnp.concatenate([phi.ravel(), bound.log_joint(params, x, y)[None]])
+    return jnp.concatenate([phi.ravel(), bound.log_joint(params, x, y)[None], *(params[s].ravel() for s in sites)])
 
 
-@partial(jax.jit, static_argnums=(0,))
-def _simulate(bound: BoundModel, key: jax.Array, points: Any, x: Any) -> tuple[dict, jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _simulate(bound: BoundModel, sites: tuple[str, ...], key: jax.Array, points: Any, x: Any) -> tuple[dict, jax.Array, jax.Array]:
     """Parameters from the prior, data from them, and the true quantities."""
     params = bound.draw_prior(name_key(key, "truth"), x)
     y = bound.distribution(params, x).sample(name_key(key, "data"))
-    return params, y, _quantities(bound, params, points, x, y)
+    return params, y, _quantities(bound, sites, params, points, x, y)
 
 
-@partial(jax.jit, static_argnums=(0,))
-def _measure(bound: BoundModel, draws: dict, points: Any, x: Any, y: Any) -> jax.Array:
-    return jax.lax.map(lambda p: _quantities(bound, p, points, x, y), draws)
+@partial(jax.jit, static_argnums=(0, 1))
+def _measure(bound: BoundModel, sites: tuple[str, ...], draws: dict, points: Any, x: Any, y: Any) -> jax.Array:
+    return jax.lax.map(lambda p: _quantities(bound, sites, p, points, x, y), draws)
 
 
 def _thin(samples: dict, count: int) -> dict:
@@ -98,7 +98,7 @@ def _thin(samples: dict, count: int) -> dict:
 
 
 def sbc(model, x, infer: Callable, *, key, num_simulations: int = 200, num_draws: int = 63, points: Any = None,
-        vectorized: bool = False, num_bins: int | None = None, failure_rate: float = 1e-3,
+        sites: Sequence[str] = (), vectorized: bool = False, num_bins: int | None = None, failure_rate: float = 1e-3,
         progress_bar: bool = True) -> SBC:
     """Simulation-based calibration of an inference method.
 
@@ -124,6 +124,8 @@ def sbc(model, x, infer: Callable, *, key, num_simulations: int = 200, num_draws
         independent: correlated ones make the ranks of a right method heap up at both ends.
     points : array (m, dim), optional
         Inputs of φ; default: the first, middle and last of `x`.
+    sites : sequence of str
+        Sites whose every entry is a quantity too, such as noise and scales that are learned.
     vectorized : bool
         Whether `infer` can be traced by JAX, as exact methods often can: simulations then run together, compiled.
         It may return a dict of site to draws (draw, *site shape) instead of a `Posterior`.
@@ -166,10 +168,12 @@ def sbc(model, x, infer: Callable, *, key, num_simulations: int = 200, num_draws
         check_inputs(points, "points")
     keys = jax.vmap(partial(jax.random.fold_in, name_key(key, "sbc")))(jnp.arange(count))
     infer = _positional(infer)
+    sites = (sites,) if isinstance(sites, str) else tuple(sites)
     names = [f"phi[{i}, {j}]" for i, j in np.ndindex(*_output_shape(bound, points))] + ["log joint"]
+    names += [s + (str(list(i)) if i else "") for s in sites for i in np.ndindex(bound.site(s).shape)]
     run = _together if vectorized else _one_by_one
     with quiet(not progress_bar):
-        true, drawn, ess = run(bound, model, infer, keys, points, x, draws)
+        true, drawn, ess = run(bound, sites, model, infer, keys, points, x, draws)
     if not np.isfinite(drawn).all() or not np.isfinite(true).all():
         bad = int((~np.isfinite(drawn).all(axis=(1, 2)) | ~np.isfinite(true).all(axis=1)).sum())
         raise ValueError(f"{bad} of {count} simulations gave values that are not finite; a rank among them means "
@@ -215,30 +219,30 @@ def _positional(infer: Callable) -> Callable:
     return lambda model, x, y, key: infer(model, x, y, key=key)
 
 
-def _one_by_one(bound, model, infer, keys, points, x, num_draws):
+def _one_by_one(bound, sites, model, infer, keys, points, x, num_draws):
     true, drawn, ess = [], [], []
     for key in progress(keys, desc="calibrate", total=len(keys), unit="simulation"):
-        _, y, truth = _simulate(bound, key, points, x)
+        _, y, truth = _simulate(bound, sites, key, points, x)
         with quiet():
             posterior = infer(model, x, y, name_key(key, "infer"))
         if not isinstance(posterior, Posterior):
             raise TypeError(f"infer must return a Posterior, got {type(posterior).__name__}")
         bound.check_params(posterior.samples, "what infer returned")
         kept = _thin({s: posterior.samples[s] for s in bound.names}, num_draws)
-        values = np.asarray(_measure(bound, kept, points, x, y), np.float64)
+        values = np.asarray(_measure(bound, sites, kept, points, x, y), np.float64)
         true.append(np.asarray(truth, np.float64))
         drawn.append(values)
         ess.append(num_draws / autocorrelation_time(values[None]))
     return np.stack(true), np.stack(drawn), np.array(ess)
 
 
-def _together(bound, model, infer, keys, points, x, num_draws):
+def _together(bound, sites, model, infer, keys, points, x, num_draws):
     def one(key):
-        _, y, truth = _simulate(bound, key, points, x)
+        _, y, truth = _simulate(bound, sites, key, points, x)
         found = infer(model, x, y, name_key(key, "infer"))
         samples = found.samples if isinstance(found, Posterior) else {s: jnp.asarray(v)[None] for s, v in found.items()}
         kept = _thin({s: samples[s] for s in bound.names}, num_draws)
-        return truth, _measure(bound, kept, points, x, y)
+        return truth, _measure(bound, sites, kept, points, x, y)
 
     run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(SIMULATIONS_AT_ONCE, len(keys))))
     true, drawn = (np.asarray(a, np.float64) for a in run(keys))
