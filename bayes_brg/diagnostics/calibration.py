@@ -74,7 +74,8 @@ def _quantities(bound: BoundModel, sites: tuple[str, ...], params: dict, points:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _simulate(bound: BoundModel, sites: tuple[str, ...], key: jax.Array, points: Any, x: Any) -> tuple[dict, jax.Array, jax.Array]:
+def _simulate(bound: BoundModel, sites: tuple[str, ...], key: jax.Array, points: Any, x: Any
+              ) -> tuple[dict, jax.Array, jax.Array]:
     """Parameters from the prior, data from them, and the true quantities."""
     params = bound.draw_prior(name_key(key, "truth"), x)
     y = bound.distribution(params, x).sample(name_key(key, "data"))
