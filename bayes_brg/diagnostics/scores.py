@@ -21,6 +21,7 @@ from ..core.jackknife import block_jackknife
 from ..field.draws import largest
 from ..io import arviz_bridge
 from ..model.bound import BoundModel, bind, unwrap
+from ..model.distributions import censoring
 from ..posterior import Posterior, diverged, work
 
 __all__ = ["Scores", "loo", "scores"]
@@ -277,9 +278,9 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
     Notes
     -----
     Data that the model masks (`numpyro.handlers.mask`) are not scored: they are in no average, and their number is in
-    ``dataset.attrs["num_masked"]``. The predictive law is the mixture over draws. log p(y|x) = log mean_θ p(y|x, θ) is
-    too low by half its variance over draws at finite numbers of draws; ``mean_log_predictive_density_mcse`` says how
-    well it is known.
+    ``dataset.attrs["num_masked"]``. Where data are censored only the log predictive density is given, the rest is NaN.
+    The predictive law is the mixture over draws. log p(y|x) = log mean_θ p(y|x, θ) is too low by half its variance over
+    draws at finite numbers of draws; ``mean_log_predictive_density_mcse`` says how well it is known.
     """
     x, y = check_data(x, y)
     bound = bind(model, x)
@@ -296,6 +297,7 @@ def scores(model, posterior: Posterior, x, y, *, levels=LEVELS, num_bins: int = 
                                       check_count(num_bins, "num_bins", 2), check_count(max_draws, "max_draws", 2),
                                       None if counted[seen].all() else counted[seen])
     _name_infinite(dataset, name, np.asarray(y)[seen])
+    dataset = _without_censored(dataset, name, bound.distribution({s: posterior.draw(0, 0)[s] for s in bound.names}, x))
     if len(seen) < len(counted):
         dataset = dataset.assign_coords(point=seen)
     dataset.attrs |= {"num_draws": int(kept.sum()), "num_left_out": int((~kept).sum()), "method": posterior.method,
@@ -318,6 +320,18 @@ def _usable(law: dict[str, np.ndarray], posterior: Posterior) -> np.ndarray:
         warnings.warn(f"{len(bad)} of {good.size} draws diverged or predict what is not finite and are left out: "
                       f"(chain, draw) {', '.join(map(str, bad[:5]))}{more}", UserWarning, stacklevel=3)
     return good
+
+
+def _without_censored(dataset: xr.Dataset, name: str, d: dist.Distribution) -> xr.Dataset:
+    """Scores without those that take a limit for the value: NaN where data are censored."""
+    limits = censoring(d)
+    if limits is None or not np.asarray(limits).any():
+        return dataset
+    warnings.warn(f"{int(np.asarray(limits).sum())} of {np.asarray(limits).size} targets are censored: what lies "
+                  f"beyond their limits was not seen, so that {name}, coverage, calibration and errors are not known "
+                  "(NaN); the log predictive density is", UserWarning, stacklevel=3)
+    known = {"log_predictive_density", *(f"mean_log_predictive_density{s}" for s in ("", "_sem", "_mcse"))}
+    return dataset.assign({n: v * np.nan for n, v in dataset.items() if n not in known})
 
 
 def _name_infinite(dataset: xr.Dataset, name: str, y: Any) -> None:

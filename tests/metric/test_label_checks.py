@@ -120,3 +120,18 @@ def test_too_few_labels_for_their_tail_are_said_and_too_many_are_refused():
         fisher(law, estimator="montecarlo", num_samples=4000)
     with pytest.raises(ValueError, match="num_samples=2000000000 labels .* need about .* GiB.*pass at most"):
         fisher(law, estimator="montecarlo", num_samples=2 * 10**9)
+
+
+def test_limits_are_not_scored_as_values():
+    """Of censored data the log density is known, by the survival function, and nothing that needs the value."""
+    def law(rate, limit):
+        return dist.RightCensoredDistribution(dist.Exponential(rate), limit < 1)
+
+    draws = np.array([[[0.3, -0.2], [0.1, 0.4]]], np.float32)
+    limit, y = np.where(np.arange(6) < 3, 0.5, 2.0).astype(np.float32), np.linspace(0.2, 1.5, 6, dtype=np.float32)
+    rate = np.exp(X @ draws[0].T)
+    density = np.where((limit < 1)[:, None], np.exp(-rate * y[:, None]), rate * np.exp(-rate * y[:, None]))
+    with pytest.warns(UserWarning, match="3 of 6 targets are censored"):
+        found = brg.diagnostics.scores(model(law), brg.Posterior({"w": draws}), {"x": X, "limit": limit}, y).dataset
+    np.testing.assert_allclose(found["log_predictive_density"], np.log(density.mean(1)), rtol=1e-4)
+    assert np.isnan(found["mean_crps"]) and np.isnan(found["coverage"]).all() and np.isnan(found["rmse"])
