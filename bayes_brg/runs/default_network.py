@@ -10,7 +10,7 @@ from ..model.likelihoods import Likelihood, bernoulli, categorical, gaussian
 from ..model.networks import Network, mlp
 from ..model.noise import heteroscedastic
 
-__all__ = ["default_network", "rounding_step", "table_network"]
+__all__ = ["default_network", "default_steps", "rounding_step", "table_network"]
 
 
 def default_network(num_classes: int = 0, *, width: int = 50, noise: float = 0.0, rounding: float = 0.0,
@@ -46,6 +46,15 @@ def default_network(num_classes: int = 0, *, width: int = 50, noise: float = 0.0
         likelihood = gaussian(noise, rounding=rounding) if noise else heteroscedastic("learned", rounding=rounding)
         chosen |= {"weight_std": "learned", "bias_std": "learned", "relevance": True}
     return mlp((width,), num_classes if num_classes > 2 else 1, **{**chosen, "likelihood": likelihood, **options})
+
+
+def default_steps(num_classes: int, num_warmup: int = 0, num_samples: int = 0) -> dict[str, int]:
+    """Warm-up steps and draws a chain for `sample` of the default network; 0 stands for what suits the target.
+
+    A step of the sampler for numbers costs one gradient, one of that for classes a whole trajectory.
+    """
+    warmup, draws = (300, 300) if num_classes else (2000, 500)
+    return {"num_warmup": num_warmup or warmup, "num_samples": num_samples or draws}
 
 
 def rounding_step(y: Any) -> float:

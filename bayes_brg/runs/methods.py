@@ -17,7 +17,7 @@ from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..model.bound import bind
 from ..posterior import Posterior, predict
-from .default_network import default_network, rounding_step
+from .default_network import default_network, default_steps, rounding_step
 from .peers import PEERS
 from .predictive import Predictive
 from .trained_peers import deep_ensemble, mc_dropout
@@ -69,13 +69,14 @@ def _network(y: Any, num_classes: int, options: dict[str, Any]) -> Any:
     return default_network(num_classes, **{"rounding": 0.0 if num_classes else rounding_step(y), **options})
 
 
-def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 300, num_samples: int = 200,
+def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 0, num_samples: int = 0,
             max_rows: int = 4000, network: Any = None, **options: Any) -> Predictive:
     """`sample` with the default network of a table; of more than `max_rows` rows, the first so many (they are drawn at
-    random already). ``options``: of `default_network`; ``network``: another model in its place."""
+    random already). ``num_warmup``, ``num_samples``: 0 for what suits the target. ``options``: of `default_network`; ``network``: another model in its place."""
     model = network or _network(y, num_classes, options)
     x, y = _arrays(x[:max_rows], y[:max_rows], num_classes)
-    found = sample(model, x, y, key=key, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
+    steps = default_steps(num_classes, num_warmup, num_samples)
+    found = sample(model, x, y, key=key, **steps, progress_bar=False)
     return of_posterior(model, found, np.asarray(x_test, x.dtype), key=name_key(key, "scores"),
                         num_classes=num_classes)
 

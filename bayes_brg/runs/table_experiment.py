@@ -17,7 +17,7 @@ from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..inference.ensemble import ensemble
 from ..posterior import Posterior
-from .default_network import table_network
+from .default_network import default_steps, table_network
 from .experiment import Experiment
 from .measures import own_scores
 from .peers import PEERS, installed
@@ -35,7 +35,8 @@ DEFAULTS: dict[str, Any] = {"data": "", "target": "", "num_train": 0, "max_rows"
 
 
 def _sample(model, x, y, key, settings):
-    return sample(model, x, y, key=key, num_warmup=settings.num_warmup, num_samples=settings.num_samples)
+    # Targets of numbers are (n, 1), classes (n,).
+    return sample(model, x, y, key=key, **default_steps(y.ndim == 1, settings.num_warmup, settings.num_samples))
 
 
 def _ensemble(model, x, y, key, settings):
@@ -96,7 +97,7 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
         ``model(settings, table)`` returns the network; ``table.classes`` says its outputs. Default: `table_network`.
     infer : mapping of str to callable, optional
         As in `Experiment`; default: all weights by the default method of `sample` (settings ``num_warmup``,
-        ``num_samples``), and, where `classes` is True, so that all priors are Gaussian, a randomised-MAP `ensemble`
+        ``num_samples``; 0: what suits the target), and, where `classes` is True, so that all priors are Gaussian, a randomised-MAP `ensemble`
         trained by Adam (``num_members``, ``num_epochs``).
     metric, flow, couplings
         As in `Experiment`.
@@ -160,7 +161,7 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
     if infer is None:
         infer = {"sample": _sample, **({"ensemble": _ensemble} if classes else {})}
     own: dict[str, Any] = {**DEFAULTS, **({"task": "auto"} if classes is None else {}), "width": 50, "noise": 0.0,
-                           "num_warmup": 300, "num_samples": 200}
+                           "num_warmup": 0, "num_samples": 0}
     own |= {"num_members": 100, "num_epochs": 1000} if classes else {}
     experiment = Experiment(name=name, model=network, data=data, probe=None,
                             infer=infer, metric=metric or {},

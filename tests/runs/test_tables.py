@@ -13,7 +13,7 @@ import bayes_brg as brg
 from bayes_brg.cli import main
 from bayes_brg.io.units import Units
 from bayes_brg.model.bound import bind
-from bayes_brg.runs.default_network import default_network, rounding_step
+from bayes_brg.runs.default_network import default_network, default_steps, rounding_step
 from bayes_brg.runs.reading import kind_of
 from bayes_brg.runs.table_experiment import TABLE_FILE
 
@@ -237,7 +237,7 @@ def test_a_column_that_is_constant_in_training_says_nothing():
         brg.Table(x[:, :1], np.arange(30.0)).split(KEY)
 
 
-SMALL = ["width=3", "num_warmup=20", "num_samples=10", "num_train=25"]
+SMALL = ["width=3", "num_warmup=100", "num_samples=10", "num_train=25"]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -270,6 +270,7 @@ def test_the_default_network_suits_the_target():
     assert numbers.likelihood.name == "heteroscedastic" and numbers.out == 2
     assert {"noise", "relevance", "scale0", "scale1"} <= set(numbers.hyperpriors(3))
     assert (two.likelihood.name, two.out, many.likelihood.name, many.out) == ("bernoulli", 1, "categorical", 3)
+    assert default_steps(3, num_samples=7) == {"num_warmup": 300, "num_samples": 7}
     assert default_network(noise=0.3).likelihood == brg.gaussian(0.3)
     table = brg.Table(np.ones((60, 1)), np.arange(60) % 4 * 0.5)
     assert rounding_step(table.y) == 0.5 and rounding_step(RNG.normal(size=60)) == 0
