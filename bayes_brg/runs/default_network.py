@@ -48,13 +48,13 @@ def default_network(num_classes: int = 0, *, width: int = 50, noise: float = 0.0
     return mlp((width,), num_classes if num_classes > 2 else 1, **{**chosen, "likelihood": likelihood, **options})
 
 
-def default_steps(num_classes: int, num_warmup: int = 0, num_samples: int = 0) -> dict[str, int]:
+def default_steps(num_classes: int, num_warmup: int = 0, num_samples: int = 0) -> tuple[int, int]:
     """Warm-up steps and draws a chain for `sample` of the default network; 0 stands for what suits the target.
 
     A step of the sampler for numbers costs one gradient, one of that for classes a whole trajectory.
     """
     warmup, draws = (300, 300) if num_classes else (2000, 500)
-    return {"num_warmup": num_warmup or warmup, "num_samples": num_samples or draws}
+    return num_warmup or warmup, num_samples or draws
 
 
 def rounding_step(y: Any) -> float:

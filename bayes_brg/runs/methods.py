@@ -71,12 +71,16 @@ def _network(y: Any, num_classes: int, options: dict[str, Any]) -> Any:
 
 def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 0, num_samples: int = 0,
             max_rows: int = 4000, network: Any = None, **options: Any) -> Predictive:
-    """`sample` with the default network of a table; of more than `max_rows` rows, the first so many (they are drawn at
-    random already). ``num_warmup``, ``num_samples``: 0 for what suits the target. ``options``: of `default_network`; ``network``: another model in its place."""
+    """`sample` with the default network of a table.
+
+    Of more than `max_rows` rows, the first so many (they are drawn at random already). ``num_warmup``,
+    ``num_samples``: 0 for what suits the target. ``options``: of `default_network`; ``network``: another model in its
+    place.
+    """
     model = network or _network(y, num_classes, options)
     x, y = _arrays(x[:max_rows], y[:max_rows], num_classes)
-    steps = default_steps(num_classes, num_warmup, num_samples)
-    found = sample(model, x, y, key=key, **steps, progress_bar=False)
+    num_warmup, num_samples = default_steps(num_classes, num_warmup, num_samples)
+    found = sample(model, x, y, key=key, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
     return of_posterior(model, found, np.asarray(x_test, x.dtype), key=name_key(key, "scores"),
                         num_classes=num_classes)
 

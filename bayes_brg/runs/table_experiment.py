@@ -36,7 +36,8 @@ DEFAULTS: dict[str, Any] = {"data": "", "target": "", "num_train": 0, "max_rows"
 
 def _sample(model, x, y, key, settings):
     # Targets of numbers are (n, 1), classes (n,).
-    return sample(model, x, y, key=key, **default_steps(y.ndim == 1, settings.num_warmup, settings.num_samples))
+    num_warmup, num_samples = default_steps(y.ndim == 1, settings.num_warmup, settings.num_samples)
+    return sample(model, x, y, key=key, num_warmup=num_warmup, num_samples=num_samples)
 
 
 def _ensemble(model, x, y, key, settings):
@@ -97,8 +98,8 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
         ``model(settings, table)`` returns the network; ``table.classes`` says its outputs. Default: `table_network`.
     infer : mapping of str to callable, optional
         As in `Experiment`; default: all weights by the default method of `sample` (settings ``num_warmup``,
-        ``num_samples``; 0: what suits the target), and, where `classes` is True, so that all priors are Gaussian, a randomised-MAP `ensemble`
-        trained by Adam (``num_members``, ``num_epochs``).
+        ``num_samples``; 0: what suits the target), and, where `classes` is True, so that all priors are Gaussian, a
+        randomised-MAP `ensemble` trained by Adam (``num_members``, ``num_epochs``).
     metric, flow, couplings
         As in `Experiment`.
     classes : bool, optional

@@ -270,7 +270,7 @@ def test_the_default_network_suits_the_target():
     assert numbers.likelihood.name == "heteroscedastic" and numbers.out == 2
     assert {"noise", "relevance", "scale0", "scale1"} <= set(numbers.hyperpriors(3))
     assert (two.likelihood.name, two.out, many.likelihood.name, many.out) == ("bernoulli", 1, "categorical", 3)
-    assert default_steps(3, num_samples=7) == {"num_warmup": 300, "num_samples": 7}
+    assert default_steps(3, num_samples=7) == (300, 7)
     assert default_network(noise=0.3).likelihood == brg.gaussian(0.3)
     table = brg.Table(np.ones((60, 1)), np.arange(60) % 4 * 0.5)
     assert rounding_step(table.y) == 0.5 and rounding_step(RNG.normal(size=60)) == 0
