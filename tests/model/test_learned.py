@@ -80,7 +80,8 @@ WEIGHTS = ("w0", "b0", "w1", "b1")
 
 
 @pytest.mark.parametrize(("sites", "options"), [
-    (None, {}), (("w0", "scale0", "relevance", "noise"), {"coordinates": "unconstrained"}),
+    (None, {}),
+    pytest.param(("w0", "scale0", "relevance", "noise"), {"coordinates": "unconstrained"}, marks=pytest.mark.slow),
     pytest.param(("w1", "b1"), {"whiten": True}, marks=pytest.mark.slow),
     pytest.param(WEIGHTS, {"kind": "full", "whiten": True}, marks=pytest.mark.slow),
 ])
@@ -163,3 +164,43 @@ def test_rounding_adds_its_variance():
     assert likelihood.noise == pytest.approx(np.sqrt(0.09 + 1 / 12))
     y, phi = jnp.array([[0.2]]), jnp.zeros((1, 1))
     assert float(likelihood.log_prob(phi, y)[0]) == pytest.approx(stats.norm(0, likelihood.noise).logpdf(0.2), rel=1e-5)
+
+
+# -- exact laws of the readout, given what is learned ----------------------------------------------------------
+def readout_laws(params):
+    """Mean and covariance of each output's readout weights and bias given everything else, dense."""
+    design, noise = np.asarray(NET.design(params, jnp.asarray(X)), float), np.asarray(params["noise"], float)
+    std = np.r_[np.full(3, params["scale1"] / np.sqrt(3)), 0.7]
+    for c in range(2):
+        cov = np.linalg.inv(design.T @ design / noise[c] ** 2 + np.diag(1 / std**2))
+        yield cov @ design.T @ Y[:, c] / noise[c] ** 2, cov
+
+
+def held(seed=2):
+    params = bind(NET, X).draw_prior(jax.random.key(seed), X)
+    return params | {"noise": jnp.array([0.3, 1.2])}
+
+
+def check_readout(flat, laws, centre=None):
+    for c, (mean, cov) in enumerate(laws):
+        draws = np.concatenate([flat["w1"][:, :, c], flat["b1"][:, None, c]], axis=1).astype(float)
+        z = draws - (mean if centre is None else centre[c])
+        assert np.all(np.abs(z.mean(0)) < 4.5 * np.sqrt(np.diag(cov) / len(z)))
+        error = np.sqrt((np.outer(np.diag(cov), np.diag(cov)) + cov**2) / len(z))
+        assert np.all(np.abs(z.T @ z / len(z) - cov) < 4.5 * error)
+
+
+def test_exact_readout_with_noise_of_each_output():
+    params = held()
+    fixed = {s: v for s, v in params.items() if s not in ("w1", "b1")}
+    post = brg.readout_posterior(NET, X, Y, key=jax.random.key(1), num_samples=4000, hidden=fixed, progress_bar=False)
+    check_readout(post.flat(), readout_laws(params))
+
+
+def test_laplace_of_the_last_layer_given_the_scales():
+    params = held()
+    post = brg.laplace(NET, X, Y, key=jax.random.key(1), num_samples=4000, structure="last_layer", params=params,
+                       progress_bar=False)
+    centre = [np.r_[params["w1"][:, c], params["b1"][c]] for c in range(2)]
+    check_readout(post.flat(), readout_laws(params), centre)
+    assert set(post.trained) == {"w1", "b1"}
