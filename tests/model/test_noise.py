@@ -45,7 +45,10 @@ def targets(likelihood):
     return np.sinh(z)[:, None], 12 * w * np.cosh(z)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ("beta", "ordinal", "negative_binomial") else [])
+DEAR = ("beta", "ordinal", "negative_binomial")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in DEAR else [])
                                   for n in ALL if n != "multivariate_gaussian"])
 def test_output_fisher_is_the_mean_square_of_the_score(x64, name):
     likelihood = ALL[name]
