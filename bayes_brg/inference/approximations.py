@@ -31,12 +31,12 @@ DENSE_LIMIT = 3000  # parameters up to which a precision matrix is held
 
 # -- the mode -------------------------------------------------------------------------------------------------
 def map_estimate(model, x, y, *, key, num_starts: int = 4, num_steps: int = 2000, learning_rate: float = 0.03,
-                 init: Any = "auto", progress_bar: bool = True) -> Params:
+                 init: Any = "auto", coordinates: str = "native", progress_bar: bool = True) -> Params:
     """Most probable parameters, argmax π_D(θ) (31): the network that training with weight decay ends at.
 
     From each start Adam takes a fifth of the steps, its rate falling to zero, and L-BFGS the rest (optax's), in
-    unconstrained coordinates whitened by the prior; the density is that of the native ones. The best of all starts and
-    steps is returned. It is a local maximum: posteriors of networks have many.
+    unconstrained coordinates whitened by the prior. The best of all starts and steps is returned. It is a local
+    maximum: posteriors of networks have many.
 
     Parameters
     ----------
@@ -53,6 +53,10 @@ def map_estimate(model, x, y, *, key, num_starts: int = 4, num_steps: int = 2000
         Of Adam, in prior standard deviations.
     init : str, Posterior or dict
         Where to start, as in `nuts`.
+    coordinates : {"native", "unconstrained"}
+        Those whose density is maximised: a mode depends on them. Where the scale of a prior is learned the native
+        density has no maximum (it grows without end as weights and their scale vanish together): take the others,
+        in which weights are in units of their scale.
     progress_bar : bool
 
     Returns
@@ -67,9 +71,10 @@ def map_estimate(model, x, y, *, key, num_starts: int = 4, num_steps: int = 2000
     RuntimeError
         If the density is not finite at the end of every start.
     """
+    check_choice(coordinates, "coordinates", ("native", "unconstrained"))
     target, x, y, key = prepare(model, x, y, key, "map_estimate")
     with quiet(not progress_bar):
-        u = _maximise(target, key, x, y, "native", num_starts, num_steps, learning_rate, init)
+        u = _maximise(target, key, x, y, coordinates, num_starts, num_steps, learning_rate, init)
     return {s: v for s, v in target.constrain(u, x, y).items() if s in target.bound.names}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..model.likelihoods import Likelihood, bernoulli, categorical, gaussian
-from ..model.networks import Network, mlp
-from ..model.noise import heteroscedastic
+from ..model.networks import MLP, Network, mlp
+from ..model.noise import Heteroscedastic, heteroscedastic
 
-__all__ = ["default_network", "default_steps", "rounding_step", "table_network"]
+__all__ = ["default_network", "default_steps", "rounding_step", "single_network", "table_network"]
 
 
 def default_network(num_classes: int = 0, *, width: int = 50, noise: float = 0.0, rounding: float = 0.0,
@@ -46,6 +46,20 @@ def default_network(num_classes: int = 0, *, width: int = 50, noise: float = 0.0
         likelihood = gaussian(noise, rounding=rounding) if noise else heteroscedastic("learned", rounding=rounding)
         chosen |= {"weight_std": "learned", "bias_std": "learned", "relevance": True}
     return mlp((width,), num_classes if num_classes > 2 else 1, **{**chosen, "likelihood": likelihood, **options})
+
+
+def single_network(network: Any) -> Any:
+    """The network of which the single most probable one is taken, in place of one that learns scales or widths.
+
+    The mode of scales and widths that are learned is no estimate of them: the density is highest where one point's
+    width, or a layer's scale, is smallest. Prior scales are 1 instead, and one noise level is learned.
+    """
+    if not isinstance(network, MLP) or not network.hyperpriors(1):
+        return network
+    numbers = isinstance(network.likelihood, Heteroscedastic)
+    return mlp(network.widths, network.out // 2 if numbers else network.out, activation=network.activation,
+               bias_std=None if network.bias_std is None else 1.0,
+               likelihood=gaussian("learned") if numbers else network.likelihood)
 
 
 def default_steps(num_classes: int, num_warmup: int = 0, num_samples: int = 0) -> tuple[int, int]:

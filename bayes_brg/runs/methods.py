@@ -17,7 +17,7 @@ from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..model.bound import bind
 from ..posterior import Posterior, predict
-from .default_network import default_network, default_steps, rounding_step
+from .default_network import default_network, default_steps, rounding_step, single_network
 from .peers import PEERS
 from .predictive import Predictive
 from .trained_peers import deep_ensemble, mc_dropout
@@ -87,10 +87,11 @@ def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 0, num
 
 def most_probable(x, y, x_test, *, key, num_classes: int = 0, max_rows: int = 4000, network: Any = None,
                   **options: Any) -> Predictive:
-    """The single most probable network, `map_estimate`, of the default network of a table; its noise is the model's."""
-    model = network or _network(y, num_classes, options)
+    """The single most probable network, `map_estimate`, at prior scales of 1 and with one noise level, the most
+    probable one, where the default network of a table learns more."""
+    model = single_network(network or _network(y, num_classes, options))
     x, y = _arrays(x[:max_rows], y[:max_rows], num_classes)
-    best = map_estimate(model, x, y, key=key, progress_bar=False)
+    best = map_estimate(model, x, y, key=key, coordinates="unconstrained", progress_bar=False)
     single = Posterior({s: v[None, None] for s, v in best.items()}, {"independent": True}, "map")
     return of_posterior(model, single, np.asarray(x_test, x.dtype), key=name_key(key, "scores"),
                         num_classes=num_classes)

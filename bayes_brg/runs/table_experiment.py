@@ -17,7 +17,7 @@ from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..inference.ensemble import ensemble
 from ..posterior import Posterior
-from .default_network import default_steps, table_network
+from .default_network import default_steps, single_network, table_network
 from .experiment import Experiment
 from .measures import own_scores
 from .peers import PEERS, installed
@@ -140,10 +140,10 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
         chosen = experiment.with_settings(run.settings)
         key = jax.random.key(chosen.seed)
         net, held = network(chosen), data(chosen, name_key(key, "data"))
-        best = map_estimate(net, held.x, held.y, key=key)
+        plain = single_network(net)
+        best = map_estimate(plain, held.x, held.y, key=key, coordinates="unconstrained")
         single = Posterior({s: v[None, None] for s, v in best.items()}, {"independent": True}, "map")
-        methods = {m: flows[m].posterior for m in flows} | {"map": single}
-        found = {m: own_scores(net, p, held) for m, p in methods.items()}
+        found = {m: own_scores(net, flows[m].posterior, held) for m in flows} | {"map": own_scores(plain, single, held)}
         judged = [ahead_of(found[m], found["map"], m, "the single most probable network") for m in flows]
         calibration = plots.calibration_curve(found).get_figure()
         if chosen.peers and installed():
