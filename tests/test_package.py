@@ -155,6 +155,7 @@ def test_import_changes_nothing_and_is_quiet():
     assert run.stdout == ""
 
 
+@pytest.mark.slow
 def test_readme_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)

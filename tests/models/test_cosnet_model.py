@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 import bayes_brg as brg
 from bayes_brg import theory
 
+pytestmark = pytest.mark.slow
 MODELS = Path(__file__).parents[2] / "models"
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["d=1", "d=2"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["d=1", "d=2"])
 def run(request, tmp_path_factory):
     experiment = brg.load_experiment(MODELS / "cosnet.py")
     settings = {"dim": request.param, "num_members": 2000, "num_mesh": 6, "width": 32, "num_probe": 50}

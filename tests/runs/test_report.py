@@ -220,6 +220,7 @@ def test_every_verdict_of_a_report_turns(wide, folder):
                 assert phrase not in page[section], (section, phrase)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_and_how_to_get_it(coin, folder):
     said = check(brg.report(coin, folder / "coin.html")).sections
     assert "Give the file that declares the experiment" in said["calibration"]

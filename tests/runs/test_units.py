@@ -138,7 +138,8 @@ def as_tuple(x):
     return x["a"], [x["b/c"]]  # ragged: leaves of different rank
 
 
-@pytest.mark.parametrize("form", [pytest.param("dict", marks=pytest.mark.slow), "tuple"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["dict", "tuple"])
 def test_inputs_of_any_form_go_through_run_report_compare_and_arviz(form, tmp_path):
     model, shaped = (by_name, lambda x: x) if form == "dict" else (by_position, as_tuple)
 
