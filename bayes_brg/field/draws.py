@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from ..core.arrays import check_floats, read_array
+from ..core.lazy import stats
 
 _DIMS = ("cutoff", "chain", "draw", "point", "output")
 _BLOCKS = 64  # a standard error from B blocks is itself known to 1/sqrt(2(B-1)): 9 % here

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from ..core.checks import num_points
 from ..core.keys import name_key
+from ..core.lazy import stats
 from ..model.bound import BoundModel, Params, unwrap
 from .geometry import Geometry, State
 from .output_fisher import Data, Estimator, labels
