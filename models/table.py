@@ -14,7 +14,8 @@ import bayes_brg as brg
 
 
 def model(settings, table):
-    return brg.table_network(settings, table)  # or brg.mlp(...), or any NumPyro model; table.classes: () for numbers
+    """The network that is fitted, for inputs of `table` as they are encoded; `table.classes` is () for numbers."""
+    return brg.table_network(settings, table)  # or brg.mlp(...), or any NumPyro model
 
 
 experiment = brg.table_experiment("table", model=model, couplings=1,

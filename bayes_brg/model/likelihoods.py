@@ -37,13 +37,15 @@ class Likelihood:
     Make one with `gaussian`, `bernoulli`, `categorical`, `poisson` or those of `model.noise`. To add one, subclass it
     in a file of your own, as a frozen dataclass whose fields are numbers or text, checked in ``__post_init__``;
     `distribution` is all that must be given. Where NumPyro knows no KL divergence of it, give `fisher_root` too;
-    `targets` where y is not (n, outputs). A field read by `number_or_law` may be a law instead of a number: it is then
-    a latent site, and `given` puts its value there before any other method is called.
+    `targets` where y is not (n, outputs). A field that `positive` lists may be a law instead of a number: it is then a
+    latent site, and `given` puts its value there before any other method is called.
 
     Attributes
     ----------
     name : str
         Of the class: how it is found again in the files of a run. Default: its module and name.
+    positive : tuple of str
+        Of the class: fields that are a number above 0 or, to be learned, the law of one.
     renamed : dict
         Of the class: the site of a field that is learned, where it is not called as the field.
     noise : float or None
@@ -64,6 +66,7 @@ class Likelihood:
     """
 
     name: ClassVar[str] = ""
+    positive: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
     noise: ClassVar[float | None] = None
 
@@ -83,12 +86,19 @@ class Likelihood:
                              f"give {where} another")
         LIKELIHOODS[cls.name] = cls
 
+    def __post_init__(self):
+        for name in self.positive:
+            object.__setattr__(self, name, number_or_law(getattr(self, name), name, self._site(name)))
+
     # -- what is learned of it ----------------------------------------------------------------------------
     @property
     def learned(self) -> dict[str, str]:
         """Site of each field that is learned: field to site."""
-        return {f.name: self.renamed.get(f.name, f.name) for f in dataclasses.fields(self)
+        return {f.name: self._site(f.name) for f in dataclasses.fields(self)
                 if isinstance(getattr(self, f.name), Hyperprior)}
+
+    def _site(self, name: str) -> str:
+        return self.renamed.get(name, name)
 
     def hyperpriors(self, outputs: int) -> dict[str, tuple[Hyperprior, tuple[int, ...]]]:
         """Prior and shape of each site that is learned: one value a target."""
@@ -263,12 +273,13 @@ class Gaussian(Likelihood):
     """y ~ N(φ, s²), s² = scale² + rounding²/12; F_out = 1/s²."""
 
     name: ClassVar[str] = "gaussian"
+    positive: ClassVar[tuple[str, ...]] = ("scale",)
     renamed: ClassVar[Mapping[str, str]] = {"scale": "noise"}
     scale: Any = 1.0
     rounding: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "scale", number_or_law(self.scale, "scale", "noise"))
+        super().__post_init__()
         object.__setattr__(self, "rounding", check_positive(self.rounding, "rounding", zero=True))
 
     @property

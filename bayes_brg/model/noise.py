@@ -18,7 +18,6 @@ from jax.scipy.special import polygamma
 from ..core.arrays import check_array, check_floats
 from ..core.checks import check_positive
 from .distributions import stable
-from .hyperpriors import number_or_law
 from .likelihoods import Likelihood, columns
 
 __all__ = ["beta", "heteroscedastic", "multivariate_gaussian", "negative_binomial", "ordinal", "student_t"]
@@ -32,12 +31,13 @@ class Heteroscedastic(Likelihood):
     """
 
     name: ClassVar[str] = "heteroscedastic"
+    positive: ClassVar[tuple[str, ...]] = ("scale",)
     renamed: ClassVar[Mapping[str, str]] = {"scale": "noise"}
     scale: Any = 1.0
     rounding: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "scale", number_or_law(self.scale, "scale", "noise"))
+        super().__post_init__()
         object.__setattr__(self, "rounding", check_positive(self.rounding, "rounding", zero=True))
 
     def outputs(self, out):
@@ -78,13 +78,10 @@ class StudentT(Likelihood):
     """(y − φ)/s ~ Student's t with ν degrees of freedom; F_out = (ν + 1)/((ν + 3)s²)."""
 
     name: ClassVar[str] = "student_t"
+    positive: ClassVar[tuple[str, ...]] = ("df", "scale")
     renamed: ClassVar[Mapping[str, str]] = {"scale": "noise"}
     df: Any = 4.0
     scale: Any = 1.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "df", number_or_law(self.df, "df", "df"))
-        object.__setattr__(self, "scale", number_or_law(self.scale, "scale", "noise"))
 
     def distribution(self, phi):
         return dist.StudentT(self.df, phi, self.scale).to_event(1)
@@ -103,10 +100,8 @@ class NegativeBinomial(Likelihood):
     """Counts of mean μ = e^φ and variance μ + μ²/r; F_out = μ/(1 + μ/r)."""
 
     name: ClassVar[str] = "negative_binomial"
+    positive: ClassVar[tuple[str, ...]] = ("concentration",)
     concentration: Any = 1.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "concentration", number_or_law(self.concentration, "concentration", "concentration"))
 
     def distribution(self, phi):
         return stable(dist.NegativeBinomial2(jnp.exp(phi), self.concentration)).to_event(1)
@@ -127,10 +122,8 @@ class Beta(Likelihood):
     """Fractions of mean m = σ(φ): y ~ Beta(cm, c(1 − m)); F_out = c²m²(1 − m)² [ψ′(cm) + ψ′(c(1 − m))]."""
 
     name: ClassVar[str] = "beta"
+    positive: ClassVar[tuple[str, ...]] = ("concentration",)
     concentration: Any = 1.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "concentration", number_or_law(self.concentration, "concentration", "concentration"))
 
     def _parts(self, phi):
         return self.concentration * jax.nn.sigmoid(phi), self.concentration * jax.nn.sigmoid(-phi)

@@ -35,9 +35,12 @@ class Column:
         Of the column.
     missing : int
         Entries without a value among the training rows.
+    mark : str
+        Of the class: what becomes of missing values, in words.
     """
 
     kind: ClassVar[str] = ""
+    mark: ClassVar[str] = "missing: the median, and an input that says so"
     name: str
     missing: int
 
@@ -46,8 +49,12 @@ class Column:
         COLUMNS[cls.kind] = cls
 
     def outputs(self) -> list[str]:
-        """Names of the inputs it becomes."""
-        raise NotImplementedError
+        """Names of the inputs it becomes; last, where training rows lacked a value, the one that says so."""
+        return [*self.names(), *([f"{self.name} is missing"] if self.missing else [])]
+
+    def names(self) -> list[str]:
+        """Names of the inputs but the one that says that there is no value."""
+        return [self.name]
 
     def transform(self, values: pd.Series, notes: list[str]) -> np.ndarray:
         """The inputs (n, outputs), before they are standardised; what a reader must know is appended to `notes`."""
@@ -55,7 +62,17 @@ class Column:
 
     def said(self) -> str:
         """The encoding in words."""
+        return "; ".join([*self.parts(), *([self.mark] if self.missing else [])])
+
+    def parts(self) -> list[str]:
+        """The encoding in words, without what becomes of missing values."""
         raise NotImplementedError
+
+    def warn(self, gone: np.ndarray, notes: list[str], what: str = "value", become: str = "get its median") -> None:
+        """Note the rows (n,) that have no value, where no training row lacked one."""
+        if gone.any() and not self.missing:
+            notes.append(f"column {self.name!r}: {int(gone.sum())} rows have no {what}, which no training row lacked; "
+                         f"they {become}")
 
 
 def normal_scores(values: np.ndarray, knots: int = KNOTS) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -101,9 +118,6 @@ class Numbers(Column):
     scores: tuple[float, ...] = ()
     boolean: bool = False
 
-    def outputs(self):
-        return [self.name, *([f"{self.name} is missing"] if self.missing else [])]
-
     def warped(self, values: np.ndarray, notes: list[str]) -> np.ndarray:
         if self.transform_name == "log":
             bad = values <= 0
@@ -120,18 +134,13 @@ class Numbers(Column):
         warped = self.warped(given, notes)
         gone = np.isnan(warped)
         filled = np.where(gone, self.fill, warped)
-        if gone.any() and not self.missing:
-            notes.append(f"column {self.name!r}: {int(gone.sum())} rows have no value, which no training row lacked; "
-                         "they get its median")
+        self.warn(gone, notes)
         return np.stack([filled, gone.astype(float)], 1) if self.missing else filled[:, None]
 
-    def said(self):
-        parts = ["no as 0, yes as 1" if self.boolean else {
+    def parts(self):
+        return ["no as 0, yes as 1" if self.boolean else {
             "": "as measured", "log": "its logarithm (heavy tail)", "rank": "normal scores of its ranks (heavy tail)"
         }[self.transform_name]]
-        if self.missing:
-            parts.append("missing: the median, and an input that says so")
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -153,17 +162,14 @@ class Dates(Column):
     fill: float = 0.0
     cycles: tuple[str, ...] = ()
 
-    def outputs(self):
-        names = [f"{self.name} (days)"]
-        names += [f"{self.name} ({wave} of {cycle})" for cycle in self.cycles for wave in ("sine", "cosine")]
-        return [*names, *([f"{self.name} is missing"] if self.missing else [])]
+    def names(self):
+        return [f"{self.name} (days)",
+                *(f"{self.name} ({wave} of {cycle})" for cycle in self.cycles for wave in ("sine", "cosine"))]
 
     def transform(self, values, notes):
         elapsed = days_since(values, self.start)
         gone = np.isnan(elapsed)
-        if gone.any() and not self.missing:
-            notes.append(f"column {self.name!r}: {int(gone.sum())} rows have no time, which no training row lacked; "
-                         "they get its median")
+        self.warn(gone, notes, "time")
         elapsed = np.where(gone, self.fill, elapsed)
         since = elapsed + self.start / DAY  # days since 1970, a Thursday
         parts = [elapsed]
@@ -172,14 +178,9 @@ class Dates(Column):
             parts += [np.where(gone, 0.0, np.sin(turn)), np.where(gone, 0.0, np.cos(turn))]
         return np.stack([*parts, gone.astype(float)] if self.missing else parts, 1)
 
-    def said(self):
+    def parts(self):
         first = np.datetime64(int(self.start), "us").astype("datetime64[m]")
-        parts = [f"days since {first}"]
-        if self.cycles:
-            parts.append(f"sine and cosine of the {', '.join(self.cycles)}")
-        if self.missing:
-            parts.append("missing: the median, and an input that says so")
-        return "; ".join(parts)
+        return [f"days since {first}", *([f"sine and cosine of the {', '.join(self.cycles)}"] if self.cycles else [])]
 
 
 @dataclass(frozen=True)
@@ -197,14 +198,13 @@ class Categories(Column):
     """
 
     kind: ClassVar[str] = "categories"
+    mark: ClassVar[str] = "one for what is missing"
     levels: tuple[str, ...] = ()
     pooled: tuple[str, ...] = ()
     alone: str | None = None
 
-    def outputs(self):
-        names = [f"{self.name} = {level}" for level in self.levels]
-        names += [f"{self.name}: other"] if self.pooled else []
-        return names + ([f"{self.name} is missing"] if self.missing else [])
+    def names(self):
+        return [*(f"{self.name} = {level}" for level in self.levels), *([f"{self.name}: other"] if self.pooled else [])]
 
     def transform(self, values, notes):
         codes, found = pd.factorize(values.to_numpy(dtype=object))
@@ -221,9 +221,7 @@ class Categories(Column):
                          f"{', '.join(map(repr, new[:3]))}{', …' if len(new) > 3 else ''}); they count as "
                          + ("other" if self.pooled else "none of its levels"))
         gone = codes < 0
-        if gone.any() and not self.missing:
-            notes.append(f"column {self.name!r}: {int(gone.sum())} rows have no value, which no training row lacked; "
-                         "they count as none of its levels")
+        self.warn(gone, notes, become="count as none of its levels")
         out = np.zeros((len(codes), len(self.outputs())))
         at = where[codes]
         out[np.flatnonzero(at >= 0), at[at >= 0]] = 1.0
@@ -231,16 +229,14 @@ class Categories(Column):
             out[gone, -1] = 1.0
         return out
 
-    def said(self):
+    def parts(self):
         if self.alone is not None:
             parts = [f"{self.alone!r} as 0, {self.levels[0]!r} as 1"]
         else:
             parts = [f"an input each for {len(self.levels)} levels"]
         if self.pooled:
             parts.append(f"one for the {len(self.pooled)} rare ones together, and for new ones")
-        if self.missing:
-            parts.append("one for what is missing")
-        return "; ".join(parts)
+        return parts
 
 
 def as_text(value: object) -> str:
