@@ -62,6 +62,12 @@ from .flow import (
     Flow as Flow,
 )
 from .flow import (
+    MappedFlow as MappedFlow,
+)
+from .flow import (
+    SampledFlow as SampledFlow,
+)
+from .flow import (
     StepwiseFlow as StepwiseFlow,
 )
 from .flow import (

@@ -30,10 +30,10 @@ class Made:
     def __init__(self, flow: Flow | StepwiseFlow, x: Any):
         self.flow, self.label = flow, flow.posterior.method
         self.cutoffs = np.asarray(flow.cutoffs, float)
-        self.available = None if isinstance(flow, Flow) else np.union1d([0.0], self.cutoffs)
+        self.available = flow.available if isinstance(flow, Flow) else np.union1d([0.0], self.cutoffs)
         self.independent = bool(np.all(flow.posterior.stats.get("independent", False)))
         self.stream = _data(flow.key if isinstance(flow, Flow) else name_key(flow.key, "refill"))
-        self.bound: BoundModel = flow.spec.bound if isinstance(flow, Flow) else bind(flow.model, x)
+        self.bound: BoundModel = flow.bound if isinstance(flow, Flow) else bind(flow.model, x)
         self.likelihood = self.bound.likelihood
 
     def phi(self, x, keep, scales, show):

@@ -4,17 +4,21 @@ from .closed_form import closed_form_differences, closed_form_flow
 from .critical_scale import CriticalScale, critical_scale, flow_differences
 from .cutoffs import cutoffs
 from .flow import Flow
+from .mapped import MappedFlow
 from .pruning import pruning_curve, removable_fraction
 from .refills import Refill
 from .regulators import Regulator, unlearning
 from .renormalize import renormalize
+from .sampled import SampledFlow
 from .stepwise import StepwiseFlow, renormalize_stepwise
 
 __all__ = [
     "CriticalScale",
     "Flow",
+    "MappedFlow",
     "Refill",
     "Regulator",
+    "SampledFlow",
     "StepwiseFlow",
     "closed_form_differences",
     "closed_form_flow",

@@ -27,7 +27,7 @@ from ..model.cosnet import CosNet
 from ..model.networks import MLP
 from ..model.readout import LinearReadout, noise_factor
 from .cutoffs import check_cutoffs
-from .flow import Flow
+from .mapped import MappedFlow
 from .regulators import Regulator
 
 __all__ = ["closed_form_differences", "closed_form_flow"]
@@ -38,7 +38,7 @@ MEMBERS_AT_ONCE = 16  # whose features are in memory together
 MOST_BYTES = 2 << 30
 
 
-def closed_form_flow(flow: Flow, x, *, features: str = "frozen", data: tuple | None = None,
+def closed_form_flow(flow: MappedFlow, x, *, features: str = "frozen", data: tuple | None = None,
                      moments: tuple | None = None, keep: Any = None, cutoffs: Any = None,
                      progress_bar: bool = True) -> xr.Dataset:
     """Mean and covariance of a network's output along the flow of its readout, without a draw at Λ.
@@ -56,7 +56,7 @@ def closed_form_flow(flow: Flow, x, *, features: str = "frozen", data: tuple | N
 
     Parameters
     ----------
-    flow : Flow
+    flow : MappedFlow
         Of a `Network`, whose readout flows and nothing else; diagonal metric, any regulator.
     x : array (point, dim)
         Inputs; the covariance is over all pairs of them.
@@ -187,14 +187,14 @@ def _regulated(regulator: Regulator, stiffness, cutoffs) -> tuple[jax.Array, jax
 class _Readout:
     """A flow seen as a law of the readout: arrays over rows (units, then the bias) and outputs."""
 
-    flow: Flow
+    flow: MappedFlow
     bound: BoundModel
     linear: LinearReadout
     prior_mean: np.ndarray  # (row, output)
     prior_var: np.ndarray
 
     @classmethod
-    def of(cls, flow: Flow) -> _Readout:
+    def of(cls, flow: MappedFlow) -> _Readout:
         bound = flow.metric.bound
         linear = bound.readout
         if linear is None:

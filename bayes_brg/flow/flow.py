@@ -1,32 +1,22 @@
-"""The Bayesian renormalisation-group flow: cutoffs, refill rules, and a posterior at every scale Λ (theory §2).
-
-Every rule is θ_Λ = m_p + α(θ − m_p) + β(θ₀ − m_p) along the metric's directions, with α and β functions of the
-stiffness λ and the cutoff Λ, θ₀ one prior draw for each (chain, draw) and m_p the prior mean.
-"""
+"""What every flow answers: a posterior at each scale Λ, and what is measured along it (theory §2, §9)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from ..core.batching import default_chunk, first_draw, map_draws
 from ..core.checks import check_choice, check_data, check_inputs, check_key, check_like, warn_unfinite
 from ..core.keys import name_key
-from ..metric.fisher import restricted
-from ..metric.metric import Metric
 from ..model.bound import BoundModel, Params
 from ..posterior import Posterior, diverged, work
 from .critical_scale import CriticalScale, critical_scale, variance_scale
-from .cutoffs import check_cutoff, check_cutoffs, working
-from .one_member import FlowSpec, Member, Setting, along_one, at_one, mean_one, reduced
-from .regulators import Regulator
+from .cutoffs import check_cutoffs
 
 __all__ = ["Flow"]
 
@@ -36,95 +26,86 @@ TOO_LARGE = ("The output, or its square, is beyond floating point, or a draw is 
 
 @dataclass(frozen=True)
 class Flow:
-    """A family of renormalised posteriors π_Λ; make one with `renormalize`.
+    """A family of renormalised posteriors π_Λ: `MappedFlow` from `renormalize`, or a `SampledFlow`.
 
-    Lazy: it keeps the posterior, the metric and one key, and makes parameters at Λ when asked, member by member.
-    The prior draw θ₀ of a member depends on the key and the member's number alone.
+    A kind of flow is a subclass with `at`, `bound`, `sites`, `probe` and `stiff_fraction`; what is measured along it
+    follows, draw by draw from its posteriors, where it has no shorter way.
 
     Attributes
     ----------
     cutoffs : array (cutoff,)
-        Λ, in the units of the metric's stiffness (1/datum).
-    posterior, metric, model, refill, regulator
-        What `renormalize` was given.
+        Λ, in units of 1/datum.
+    posterior : Posterior
+        That at Λ = 0.
+    model : callable
+    key : jax.random.key
+        Of the prior draws: flows with the same key share them.
     """
 
     model: Callable = field(repr=False)
     posterior: Posterior
-    metric: Metric
     cutoffs: np.ndarray = field(repr=False)
     key: jax.Array = field(repr=False)
-    spec: FlowSpec = field(repr=False)
 
     @property
-    def regulator(self) -> Regulator:
-        return self.spec.regulator
+    def bound(self) -> BoundModel:
+        """The model, bound."""
+        raise NotImplementedError
 
     @property
-    def refill(self) -> str:
-        """Name of the refill rule."""
-        return self.spec.refill.name
+    def sites(self) -> tuple[str, ...]:
+        """The sites that flow."""
+        raise NotImplementedError
 
-    @cached_property
+    @property
+    def probe(self) -> Any:
+        """Inputs of the form that the model takes: those that the flow was made with."""
+        raise NotImplementedError
+
+    @property
+    def available(self) -> np.ndarray | None:
+        """The Λ at which the flow can be had; None for any."""
+        return None
+
+    @property
     def stiff_fraction(self) -> np.ndarray:
-        """Fraction of the flowing parameters' directions with λ ≥ Λ, over all draws, (cutoff,)."""
-        values = self.metric.values()
-        total = sum(int(np.prod(shape)) for shape in self.spec.geometry.shapes().values())
-        total *= self.posterior.size if self.metric.per_draw else 1
-        values = values[~np.isnan(values)]  # a diverged member has no stiff directions
-        stiff = values.size - np.searchsorted(values, working(self.cutoffs), side="left")
-        return np.where(self.cutoffs == 0, 1.0, stiff / total)  # at Λ = 0 the complement of the modes counts too
-
-    @cached_property
-    def _prior_mean(self) -> Params:
-        """Prior mean m_p, see `prior_mean`; zero where it does not enter."""
-        if not self.spec.needs_mean:
-            return {s: jnp.zeros(()) for s in self.spec.sites}
-        return prior_mean(self.spec, self.posterior, self.metric)
-
-    @property
-    def _mean_per_draw(self) -> bool:
-        shapes = self.spec.geometry.shapes()
-        return any(jnp.ndim(v) > len(shapes[s]) for s, v in self._prior_mean.items())
-
-    def _members(self) -> Member:
-        theta = {s: self.posterior.flat()[s] for s in self.spec.bound.names}
-        return Member(theta, np.arange(self.posterior.size), self.metric.arrays()[0],
-                      self._prior_mean if self._mean_per_draw else None)
-
-    def _setting(self, cutoffs: Any, x: Any = None, y: Any = None, draw_key: Any = None) -> Setting:
-        return Setting(self.key, self.metric.arrays()[1], jnp.asarray(working(cutoffs)),
-                       None if self._mean_per_draw else self._prior_mean, x, y, draw_key)
+        """Fraction of the flowing directions that are not the prior's yet, (cutoff,)."""
+        raise NotImplementedError
 
     def at(self, cutoff: float) -> Posterior:
-        """The renormalised posterior π_Λ.
-
-        Parameters
-        ----------
-        cutoff : float
-            Any Λ ≥ 0, in the schedule or not; infinity is the prior.
-
-        Returns
-        -------
-        Posterior
-            Same shape as the flow's posterior; at Λ = 0 its very samples.
-        """
-        cutoff = check_cutoff(cutoff)
-        if cutoff == 0:
-            return self.posterior
-        size = sum(int(np.prod(s.shape)) for s in self.spec.bound.sites)
-        flowed = map_draws(at_one, (self.spec,), self._members(), (self._setting(cutoff),), chunk=default_chunk(size))
-        return renormalized(self.posterior, flowed, cutoff)
+        """The renormalised posterior π_Λ."""
+        raise NotImplementedError
 
     def _along(self, quantity: str, x, y=None, cutoffs=None, show: bool = True, draw_key=None) -> np.ndarray:
-        """(cutoff, chain, draw, ...) of a quantity."""
-        check_like(x, self.metric.x)
-        cutoffs = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
-        chunk = 1 if self.spec.linear else default_chunk(work(self.spec.bound, x))
-        values = map_draws(along_one, (self.spec, quantity), self._members(),
-                           (self._setting(cutoffs, x, y, draw_key),), chunk=chunk, desc=f"flow: {quantity}", show=show)
-        values = np.moveaxis(np.asarray(values), 1, 0)
-        return values.reshape(len(cutoffs), self.posterior.num_chains, self.posterior.num_draws, *values.shape[2:])
+        """(cutoff, chain, draw, ...) of a quantity: "phi", "loss", "log_likelihood" or "y"."""
+        check_like(x, self.probe)
+        scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
+        return np.stack([self._of(self.at(c), quantity, x, y, draw_key) for c in scales])
+
+    def _of(self, posterior: Posterior, quantity: str, x, y=None, draw_key=None) -> np.ndarray:
+        """(chain, draw, ...) of a quantity at one Λ."""
+        flat = posterior.flat()
+        draws = {s: flat[s] for s in self.bound.names}, np.arange(posterior.size)
+        values = np.asarray(map_draws(quantity_one, (self.bound, quantity), draws, (x, y, draw_key),
+                                      chunk=default_chunk(work(self.bound, x))))
+        return values.reshape(posterior.num_chains, posterior.num_draws, *values.shape[1:])
+
+    def _sums(self, quantity: str, x, y, scales: np.ndarray) -> Any:
+        """Sums over members at each Λ: number, mean and squared deviations of φ, or log Σ p(y | θ_Λ)."""
+        check_like(x, self.probe)
+        found = []
+        for cutoff in scales:
+            values = self._of(self.at(cutoff), quantity, x, y)
+            values = values.reshape(-1, *values.shape[2:])
+            if quantity == "phi":
+                mean = values.mean(axis=0)
+                found.append((mean, ((values - mean) ** 2).sum(axis=0)))
+            else:
+                found.append(np.logaddexp.reduce(values, axis=0))
+        if quantity != "phi":
+            return np.stack(found)
+        mean, square = (np.stack(part) for part in zip(*found, strict=True))
+        return self.posterior.size, mean, square
 
     def _array(self, values: np.ndarray, name: str, cutoffs=None, extra: Sequence[str] = ()) -> xr.DataArray:
         dims = ("cutoff", "chain", "draw", *extra)
@@ -163,9 +144,9 @@ class Flow:
             In squared units of y, or nats; ``attrs["units"]`` says which.
         """
         x, y = check_data(x, y)
-        loss = self._along("loss", x, self.spec.bound.targets(y), cutoffs, progress_bar)
+        loss = self._along("loss", x, self.bound.targets(y), cutoffs, progress_bar)
         warn_unfinite(loss, "flow.loss: losses", ("cutoff", "chain", "draw"), TOO_LARGE, self._diverged)
-        return self._array(loss, "loss", cutoffs).assign_attrs(units=loss_units(self.spec.bound, self.posterior, x))
+        return self._array(loss, "loss", cutoffs).assign_attrs(units=loss_units(self.bound, self.posterior, x))
 
     def moments(self, x, *, cutoffs=None) -> xr.Dataset:
         """Mean and variance of φ over members along the flow, by running sums: memory is cutoff × point.
@@ -179,10 +160,6 @@ class Flow:
         scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
         count, mean, square = self._sums("phi", x, None, scales)
         return self._points({"mean": mean, "variance": square / (count - 1)}, scales, ("point", "output"))
-
-    def _sums(self, quantity: str, x, y, scales: np.ndarray) -> Any:
-        check_like(x, self.metric.x)
-        return reduced(self.spec, quantity, self._members(), self._setting(scales, x, y))
 
     @staticmethod
     def _points(values: dict, scales: np.ndarray, extra: Sequence[str]) -> xr.Dataset:
@@ -201,7 +178,7 @@ class Flow:
         """
         x, y = check_data(x, y)
         scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
-        total = self._sums("log_likelihood", x, self.spec.bound.targets(y), scales) - np.log(self.posterior.size)
+        total = self._sums("log_likelihood", x, self.bound.targets(y), scales) - np.log(self.posterior.size)
         warn_unfinite(total, "flow.log_predictive: log densities", ("cutoff", "point"), "No draw gives such a datum a "
                       "density that floating point holds: check the units of y")
         return self._points({"log_predictive": total}, scales, ("point",))["log_predictive"]
@@ -261,32 +238,25 @@ class Flow:
         return critical_scale(loss, definition=definition, ratio=ratio, rise=rise, level=level,
                               num_bootstrap=num_bootstrap)
 
-    def by_site(self, sites: Sequence[str] | None = None) -> dict[str, Flow]:
-        """One flow a site, in which only that site flows; for critical scales layer by layer.
 
-        Its metric is the flow's own restricted to the site, so that cutoffs keep their units.
-        """
-        flows = {}
-        for s in sites or self.spec.sites:
-            if s not in self.spec.sites:
-                raise ValueError(f"site {s!r} does not flow; the sites that do are {', '.join(self.spec.sites)}")
-            metric = restricted(self.metric, s, self.posterior)
-            flows[s] = replace(self, metric=metric, spec=replace(self.spec, geometry=metric.geometry))
-        return flows
+def quantity_one(bound: BoundModel, quantity: str, draw: tuple[Params, jax.Array], x: Any, y: Any, draw_key: Any
+                 ) -> jax.Array:
+    """A quantity of one draw, (parameters, its number)."""
+    theta, index = draw
+    match quantity:
+        case "phi":
+            return bound.phi(theta, x)
+        case "loss":
+            return bound.mean_loss(theta, x, y)
+        case "log_likelihood":
+            return bound.log_likelihood(theta, x, y)
+        case _:
+            return bound.distribution(theta, x).sample(jax.random.fold_in(draw_key, index))
 
 
 def independence(posterior: Posterior) -> dict[str, int]:
     """Attributes that say whether a posterior's draws are independent; so are then those of its flow."""
     return {"independent": int(np.all(np.asarray(posterior.stats.get("independent", False))))}
-
-
-def prior_mean(spec: FlowSpec, posterior: Posterior, metric: Metric) -> Params:
-    """Prior mean m_p of the flowing sites in the metric's coordinates: (*site shape), or (T, *site shape) where it
-    depends on other sites of each draw."""
-    if not spec.geometry.hierarchical:
-        return metric.prior_mean
-    draws = {s: posterior.flat()[s] for s in spec.bound.names}
-    return map_draws(mean_one, (spec.geometry,), draws, (metric.x,))
 
 
 def loss_units(bound: BoundModel, posterior: Posterior, x: Any) -> str:

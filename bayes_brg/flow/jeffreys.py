@@ -16,9 +16,10 @@ from ..core.keys import name_key
 from ..core.lazy import blackjax, load_blackjax
 from ..metric.geometry import State
 from ..model.bound import Params
-from ..posterior import Posterior, predict
-from .cutoffs import check_cutoff, check_cutoffs, working
+from ..posterior import Posterior
+from .cutoffs import check_cutoff, working
 from .flow import Flow, renormalized
+from .mapped import MappedFlow
 from .one_member import Member, coupled_axes
 from .refills import Refill
 
@@ -40,7 +41,7 @@ class Jeffreys(Refill):
 
 
 @dataclass(frozen=True)
-class JeffreysFlow(Flow):
+class JeffreysFlow(MappedFlow):
     """A flow whose sloppy parameters are drawn anew at every Λ, given the stiff ones; see `Flow`.
 
     The sloppy set changes with Λ, and with it the law; a member's random numbers still come from the key and its
@@ -133,26 +134,10 @@ class JeffreysFlow(Flow):
             i -= size
         raise IndexError(i)
 
-    def _along(self, quantity, x, y=None, cutoffs=None, show=True, draw_key=None):
-        scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
-        return np.stack([self._of(self.at(c), quantity, x, y, draw_key) for c in scales])
-
-    def _of(self, posterior: Posterior, quantity: str, x, y, draw_key) -> np.ndarray:
-        if quantity == "phi":
-            return np.asarray(predict(self.model, posterior, x, progress_bar=False))
-        members = Member({s: posterior.flat()[s] for s in self.spec.bound.names}, jnp.arange(posterior.size))
-        values = np.asarray(map_draws(_of_one, (self.spec.bound, quantity), members, (x, y, draw_key), chunk=16))
-        return values.reshape(posterior.num_chains, posterior.num_draws, *values.shape[1:])
-
-    def _sums(self, quantity, x, y, scales):
-        values = self._along(quantity, x, y, scales)
-        values = values.reshape(len(scales), -1, *values.shape[3:])
-        if quantity == "phi":
-            return values.shape[1], values.mean(1), ((values - values.mean(1, keepdims=True)) ** 2).sum(1)
-        return np.logaddexp.reduce(values, axis=1)
+    _along, _sums = Flow._along, Flow._sums  # draw by draw: nothing is shared between scales
 
 
-def jeffreys_flow(flow: Flow, bounds: Mapping[str, tuple]) -> JeffreysFlow:
+def jeffreys_flow(flow: MappedFlow, bounds: Mapping[str, tuple]) -> JeffreysFlow:
     """A flow with the same parts that refills from the Jeffreys prior."""
     load_blackjax()
     if not (flow.spec.native and flow.regulator.sharp and not flow.metric.whiten):
@@ -178,7 +163,7 @@ def jeffreys_flow(flow: Flow, bounds: Mapping[str, tuple]) -> JeffreysFlow:
         if (a < np.ravel(ends[0])).any() or (b > np.ravel(ends[1])).any():
             raise ValueError(f"bounds {given} of site {s!r} reach outside its support, {ends}")
         low[s], high[s] = a, b
-    parts = {f.name: getattr(flow, f.name) for f in fields(Flow)}
+    parts = {f.name: getattr(flow, f.name) for f in fields(MappedFlow)}
     return JeffreysFlow(**parts, low=low, high=high)
 
 
@@ -270,12 +255,3 @@ def _draw_by_nuts(spec: Any, chosen: tuple[int, ...], member: Member, key: jax.A
     u = jnp.where(jnp.isfinite(unbounded(state.position)), state.position, jnp.nan)
     t = jnp.pi / 2 * jax.nn.sigmoid(u)
     return low[jnp.array(chosen)] + (high - low)[jnp.array(chosen)] * jnp.sin(t) ** 2
-
-
-def _of_one(bound: Any, quantity: str, member: Member, x: Any, y: Any, draw_key: Any) -> jax.Array:
-    theta = member.theta
-    if quantity == "loss":
-        return bound.mean_loss(theta, x, y)
-    if quantity == "log_likelihood":
-        return bound.log_likelihood(theta, x, y)
-    return bound.distribution(theta, x).sample(jax.random.fold_in(draw_key, member.index))

@@ -13,7 +13,7 @@ from ..core.checks import check_choice, check_positive
 from ..core.keys import name_key
 from ..metric.geometry import State
 from .cutoffs import check_cutoffs
-from .flow import Flow, prior_mean
+from .mapped import MappedFlow, prior_mean
 from .refills import Zero
 from .regulators import Regulator
 
@@ -22,12 +22,12 @@ __all__ = ["pruning_curve", "removable_fraction"]
 RULES = ("fisher", "magnitude", "random")
 
 
-def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataArray:
+def pruning_curve(flow: MappedFlow, x, y, *, fractions=None, rules=RULES) -> xr.DataArray:
     """Loss against the fraction of parameters put to their prior mean, by three rules.
 
     Parameters
     ----------
-    flow : Flow
+    flow : MappedFlow
         Of a diagonal metric; its posterior, stiffnesses and flowing sites are used, its refill and regulator are not.
     x, y : arrays
         Held-out data.
@@ -72,7 +72,7 @@ def pruning_curve(flow: Flow, x, y, *, fractions=None, rules=RULES) -> xr.DataAr
         metric = replace(flow.metric, lead=(flow.posterior.num_chains, flow.posterior.num_draws),
                          own=(own or State())._replace(modes=held), shared=shared._replace(modes=None))
         spec = replace(flow.spec, refill=Zero(), regulator=Regulator())
-        pruned = Flow(flow.model, flow.posterior, metric, fractions, flow.key, spec)
+        pruned = MappedFlow(flow.model, flow.posterior, fractions, flow.key, metric, spec)
         curves.append(pruned.loss(x, y, progress_bar=False).rename(cutoff="fraction"))
     return xr.concat(curves, dim=xr.Variable("rule", list(rules))).rename("loss")
 

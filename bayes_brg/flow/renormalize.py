@@ -17,8 +17,8 @@ from ..metric.prior_moments import is_real
 from ..model.bound import BoundModel, Params, bind
 from ..posterior import Posterior
 from .cutoffs import check_cutoffs
-from .flow import Flow
 from .jeffreys import Jeffreys
+from .mapped import MappedFlow
 from .one_member import FlowSpec
 from .refills import Prior, Refill, Zero
 from .regulators import Regulator, as_regulator
@@ -32,7 +32,8 @@ def as_refill(refill: Any) -> Refill:
 
 
 def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, refill: str | Refill = "prior",
-                regulator: str | Regulator | Callable = "sharp", bounds: Mapping[str, tuple] | None = None) -> Flow:
+                regulator: str | Regulator | Callable = "sharp", bounds: Mapping[str, tuple] | None = None
+                ) -> MappedFlow:
     """The BRG flow of a posterior: parameters with λ < Λ go back to the prior (94)–(97).
 
     Parameters
@@ -58,7 +59,7 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
 
     Returns
     -------
-    Flow
+    MappedFlow
 
     Raises
     ------
@@ -96,7 +97,7 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
             if not is_real(bound.site(s).support):
                 raise ValueError(f"site {s!r} is constrained: a flow in eigenmodes or with a smooth regulator would "
                                  "take it out of its support; pass coordinates='unconstrained' to brg.fisher")
-    flow = Flow(model, posterior, metric, scales, name_key(key, "refill"), spec)
+    flow = MappedFlow(model, posterior, scales, name_key(key, "refill"), metric, spec)
     _check_mean(flow)
     return refill.flow(flow, bounds or {})
 
@@ -143,7 +144,7 @@ def _check_model(bound: BoundModel, metric: Metric) -> None:
                              f"{np.ravel(b)[0]} there, {np.ravel(a)[0]} here; compute it with brg.fisher on this model")
 
 
-def _check_mean(flow: Flow) -> None:
+def _check_mean(flow: MappedFlow) -> None:
     """Refuse rules that take parameters to a prior mean that does not exist."""
     try:
         lacking = [repr(s) for s, mean in flow._prior_mean.items() if not np.isfinite(np.asarray(mean)).all()]

@@ -89,7 +89,7 @@ def measure(flow: Flow, data: Data, max_loss: float = np.inf) -> xr.Dataset:
 def _along_flow(flow: Flow, sites: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Draws of sites at every cutoff, (cutoff, chain, draw, …): the same at all where they do not flow."""
     cutoffs = np.asarray(flow.cutoffs)
-    if not set(sites) & set(flow.metric.sites):
+    if not set(sites) & set(flow.sites):
         held = {s: np.asarray(flow.posterior.samples[s]) for s in sites}
         return {s: np.broadcast_to(v, (len(cutoffs), *v.shape)) for s, v in held.items()}
     every = [flow.at(c).samples for c in cutoffs]

@@ -282,7 +282,8 @@ def _spectrum(seen: _Seen) -> Markup:
 
     spectra = dict(seen.run.spectra)
     if not spectra and seen.experiment is not None:
-        spectra = {m: spectrum_table(seen.experiment.flow_of(seen.run, m).metric) for m in seen.run.methods}
+        metrics = {m: getattr(seen.experiment.flow_of(seen.run, m), "metric", None) for m in seen.run.methods}
+        spectra = {m: spectrum_table(metric) for m, metric in metrics.items() if metric is not None}
     if not spectra:
         raise Missing("This run did not keep the spectrum of its metric. Give the file that declares the "
                       f"experiment: bayes-brg report {seen.run.path} --experiment FILE makes the metric anew "

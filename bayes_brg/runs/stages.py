@@ -148,7 +148,11 @@ def flow(work: Work, method: str) -> None:
     made = make_flow(work.experiment, work.settings, method, work.model, work.posterior(method), work.probe, cutoffs)
     measured = measure(made, work.data, work.experiment.max_loss)
     work.run.manifest["results"][method] = dict(measured.attrs)
-    store.write_datasets(work.run.file("flow", method), {None: measured, "spectrum": spectrum_table(made.metric)})
+    metric = getattr(made, "metric", None)
+    kept: dict[str | None, Any] = {None: measured}
+    if metric is not None:
+        kept["spectrum"] = spectrum_table(metric)
+    store.write_datasets(work.run.file("flow", method), kept)
     work.fitted = {}
 
 
