@@ -159,9 +159,10 @@ def board(tables: Any, methods: Any, *, splits: int | Sequence[int] = 10, key: A
         environment variable ``BAYES_BRG_TABLES`` names, first.
     methods : str, callable, or a sequence or mapping (label: method) of such
         A name: ``"default"`` (`sample` with the default network), ``"map"``, ``"ensemble"`` (deep ensemble by Adam),
-        ``"mc_dropout"``; by scikit-learn ``"ridge"``, ``"forest"``, ``"boosting"``, ``"gp"``. Or a function
-        ``method(x, y, x_test, *, key, num_classes)``, which is given standardised inputs and targets (n,) (classes
-        0, 1, …) and returns a `Predictive`, a dict of its fields, or an array of draws (draw, n) (of classes:
+        ``"mc_dropout"``, ``"bde"`` (sklearn-contrib-bde, in an environment that the variable
+        ``BAYES_BRG_BDE_PYTHON`` names); by scikit-learn ``"ridge"``, ``"forest"``, ``"boosting"``, ``"gp"``. Or a
+        function ``method(x, y, x_test, *, key, num_classes)``, which is given standardised inputs and targets (n,)
+        (classes 0, 1, …) and returns a `Predictive`, a dict of its fields, or an array of draws (draw, n) (of classes:
         probabilities), in the units of `y`. `functools.partial` sets options.
     splits : int or sequence of int
         How many splits of each table, or which; of fixed splits those that are there.

@@ -17,6 +17,7 @@ from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..model.bound import bind
 from ..posterior import Posterior, predict
+from .bde_peer import bde
 from .default_network import default_network, default_steps, rounding_step, single_network
 from .peers import PEERS
 from .predictive import Predictive
@@ -98,7 +99,7 @@ def most_probable(x, y, x_test, *, key, num_classes: int = 0, max_rows: int = 40
 
 
 METHODS: dict[str, Callable[..., Predictive]] = {
-    "default": default, "map": most_probable, "ensemble": deep_ensemble, "mc_dropout": mc_dropout, **PEERS}
+    "default": default, "map": most_probable, "ensemble": deep_ensemble, "mc_dropout": mc_dropout, "bde": bde, **PEERS}
 """Each called as ``method(x, y, x_test, key=, num_classes=, **options)``, with standardised inputs and targets."""
 
 
