@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import itertools
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
+from .core.files import WriteError, listed, plain
 
 __all__ = ["main"]
 
@@ -28,27 +36,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 where all went well, 2 for an error (told in one line), 130 for an interrupt.
+        0 where all went well, 1 where a file could not be written, 2 for another error (told in one line), 130 for
+        an interrupt, 128 and its number for another signal that ends (SIGTERM, SIGHUP).
     """
     for stream in (sys.stdout, sys.stderr):  # Λ and φ on a terminal that has no such letters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the finished stages", file=sys.stderr)
-        return 130
+        with signals():
+            arguments.command(arguments)
+    except KeyboardInterrupt as interrupt:
+        number = getattr(interrupt, "signal", signal.SIGINT)
+        name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        print(f"{name}; the same command goes on from the finished stages", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:  # the reader of our output went away
         return 0
     except Exception as error:
         if arguments.traceback:
             raise
         name = "" if isinstance(error, (ValueError, TypeError, OSError)) else f"{type(error).__name__}: "
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = plain(" ".join(str(error).split())) or type(error).__name__
         print(f"bayes-brg: error: {name}{message}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, WriteError) else 2
     return 0
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that ends the process, as Ctrl-C does: what runs is left as it is, and can be gone on with."""
+
+    signal: int = signal.SIGTERM
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP where it is not ignored, end as Ctrl-C does."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: Any) -> None:
+        found = Ended()
+        found.signal = number
+        raise found
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def say(*words: Any) -> None:
+    """Print, without what a terminal would obey: a run may be a stranger's."""
+    print(plain(" ".join(map(str, words))))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", metavar="TABLE", help="a table's file in place of the experiment's own table")
     run.add_argument("--target", metavar="COLUMN", help="the column of TABLE to predict")
     run.add_argument("--no-weights", action="store_true", help="keep function values on disk, not the weights")
+    run.add_argument("--accept-changed", action="store_true", help="keep the finished stages though a version, the "
+                     "model file or a file that it imports has changed since")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
     run.set_defaults(command=_run)
 
@@ -82,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="versions, or what a run contains")
     info.add_argument("run", metavar="RUN", nargs="?", help="a run directory")
+    info.add_argument("--verify", action="store_true", help="compare every file of the run with its SHA-256")
     info.set_defaults(command=_info)
     for command in (run, page, info):
         command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
@@ -115,26 +163,26 @@ def _run(arguments: argparse.Namespace) -> None:
                              "models/table.py, diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
     run = experiment.run(out, settings, progress_bar=not arguments.quiet, source=file,
-                         keep_weights=not arguments.no_weights)
+                         keep_weights=not arguments.no_weights, accept_changed=arguments.accept_changed)
     page = None
     if alone:
-        from .io.store import MANIFEST, write_json
+        from .io.store import write_manifest
         from .runs.report import report as write
 
         if run.manifest.get("file") != str(data):  # the command that runs it again has the table, not our own file
             run.manifest["file"] = str(data)
-            write_json(run.path / MANIFEST, run.manifest)
+            write_manifest(run.path, run.manifest)
         page = write(run, experiment=experiment)
     if not arguments.quiet:
-        print(report(run))
+        say(report(run))
         if page is not None:
-            print(f"report: {page}")
+            say(f"report: {page}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from .runs.report import report as write
 
-    print(write(arguments.run, arguments.out, experiment=arguments.experiment))
+    say(write(arguments.run, arguments.out, experiment=arguments.experiment))
 
 
 def _compare_parser(commands) -> None:
@@ -183,20 +231,20 @@ def _compare(arguments: argparse.Namespace) -> None:
         flows = [experiment.flow_of(run, method) for run, method in pair]
         found = compare(flows[0], flows[1], first.inputs("x_test"), first.data["y_test"].values, labels=labels,
                         progress_bar=not arguments.quiet)
-    out = Path(arguments.out) if arguments.out else first.path / "comparisons"
+    out, root = (Path(arguments.out), None) if arguments.out else (first.path / "comparisons", first.path)
     stem = "_".join(label.replace(":", "-") for label in labels)
-    with store.replacing(out / f"{stem}.csv") as temporary:
-        found.table().to_csv(temporary, index=False)
-    store.write_datasets(out / f"{stem}.nc", {None: found.dataset})
-    with store.replacing(out / f"{stem}.png") as temporary:
-        plots.comparison(found).savefig(temporary, format="png", dpi=150)
+    store.write_file(out / f"{stem}.csv", found.table().to_csv(index=False).encode(), root=root)
+    store.write_datasets(out / f"{stem}.nc", {None: found.dataset}, root=root)
+    picture = io.BytesIO()
+    plots.comparison(found).savefig(picture, format="png", dpi=150)
+    store.write_file(out / f"{stem}.png", picture.getbuffer(), root=root)
     if not arguments.quiet:
         if "y_scale" in first.data.attrs:
             form = first.data.attrs.get("y_transform", "")
-            print(f"φ, loss and log density are those of standardised targets, whose unit is "
-                  f"{first.data.attrs['y_scale']:.4g} of {form + ' ' if form else ''}"
-                  f"{first.data.attrs['units'] or 'the data'}")
-        print(f"{found}\n{out}: {stem}.csv, {stem}.nc, {stem}.png")
+            say(f"φ, loss and log density are those of standardised targets, whose unit is "
+                f"{first.data.attrs['y_scale']:.4g} of {form + ' ' if form else ''}"
+                f"{first.data.attrs['units'] or 'the data'}")
+        say(f"{found}\n{out}: {stem}.csv, {stem}.nc, {stem}.png")
 
 
 def _board_parser(commands) -> None:
@@ -267,10 +315,15 @@ def _info(arguments: argparse.Namespace) -> None:
     from .runs.provenance import machine, versions
 
     if arguments.run is not None:
-        print(report(load_run(arguments.run)))
+        run = load_run(arguments.run, verify=True if arguments.verify else None)
+        say(report(run))
+        if arguments.verify:
+            say(f"verified: {len(run.recorded)} files are, byte by byte, what their stages wrote")
         return
+    if arguments.verify:
+        raise ValueError("--verify needs a run directory: bayes-brg info RUN --verify")
     for name, value in {**versions(), **machine()}.items():
-        print(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
+        say(f"{name:<12} {', '.join(value) if isinstance(value, list) else value}")
 
 
 def report(run) -> str:
@@ -279,28 +332,44 @@ def report(run) -> str:
     lines = [f"{run.name}: " + ", ".join(f"{k}={v}" for k, v in run.settings.items())]
     if not run.finished:
         lines.append("not finished; stages done: " + (", ".join(manifest["stages"]) or "none"))
-    if run.file("summary", None, ".csv").is_file():
-        table = run.summary[list(COLUMNS)].rename(columns=COLUMNS)
+    if run.file("summary", None, ".csv").name in run.recorded:
+        table = run.summary
+        lacking = [name for name in COLUMNS if name not in table]
+        if lacking:
+            raise ValueError(f"{run.file('summary', None, '.csv')} lacks the columns {listed(lacking)}")
         lines += ["", f"{run.methods[0]}: test loss and φ at the characteristic input{units_of(run)}, by cutoff Λ (per "
                   "datum)",
-                  table.to_string(index=False, float_format=lambda v: f"{v:.4g}")]
-    if manifest["results"]:
+                  table[list(COLUMNS)].rename(columns=COLUMNS).to_string(
+                      index=False, float_format=lambda v: f"{v:.4g}", max_rows=200)]
+    results = manifest.get("results", {})
+    if results:
         lines.append("")
-    for method, found in manifest["results"].items():
-        diverged, total = found["num_diverged"], found["num_members"]
-        lines.append(f"{method}: {found['critical_scale_text']}; {diverged} of {total} members diverged"
-                     + (" and are left out" if diverged else "")
+    for method, found in results.items():
+        diverged, total = found.get("num_diverged", 0), found.get("num_members", 0)
+        lines.append(f"{method}: {found.get('critical_scale_text', 'Λ_C is not known')}; {diverged} of {total} members "
+                     "diverged" + (" and are left out" if diverged else "")
                      + (f"; {found['num_unstable']} more were unstable in training but are kept"
                         if found.get("num_unstable") else ""))
     seconds = {name: entry["seconds"] for name, entry in manifest["stages"].items()}
     lines.append("")
     lines.append(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in seconds.items()))
-    if (scores := Path(run.path) / "scores.csv").is_file():
-        lines += ["", "held out, at Λ = 0" + units_of(run), scores_text(scores)]
-    files = sorted(str(p.relative_to(run.path)) for p in Path(run.path).rglob("*")
-                   if p.is_file() and not p.name.startswith("."))
-    lines.append(f"{run.path}: {', '.join(files)}")
+    if "scores.csv" in run.recorded:
+        lines += ["", "held out, at Λ = 0" + units_of(run), scores_text(run.table("scores.csv"))]
+    lines.append(f"{run.path}: {files_text(run.path)}")
     return "\n".join(lines)
+
+
+def files_text(path: Path, most: int = 100) -> str:
+    """Names of the files in a directory and the folders in it; links are not gone after."""
+    def every(folder: str, depth: int = 0) -> Iterator[str]:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False) and depth < 2:
+                yield from every(entry.path, depth + 1)
+            elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+                yield str(Path(entry.path).relative_to(path))
+
+    found = list(itertools.islice(every(str(path)), most + 1))
+    return listed(sorted(found[:most]), most) + ", …" * (len(found) > most)
 
 
 def units_of(run) -> str:
@@ -308,15 +377,12 @@ def units_of(run) -> str:
     return f", in units of {run.data.attrs['units']}" if run.data.attrs.get("units") else ""
 
 
-def scores_text(path: Path) -> str:
+def scores_text(table: Any) -> str:
     """Held-out scores of each method, without their errors."""
-    import pandas as pd
-
     names = {"rmse": "RMSE", "mean_crps": "CRPS", "accuracy": "accuracy", "mean_brier": "Brier",
              "mean_log_predictive_density": "log density", "coverage_50": "50 %", "coverage_90": "90 %"}
-    table = pd.read_csv(path)
-    return table[["method", *(n for n in names if n in table)]].rename(columns=names).to_string(
-        index=False, float_format=lambda v: f"{v:.4g}")
+    return table[[n for n in ("method", *names) if n in table]].rename(columns=names).to_string(
+        index=False, float_format=lambda v: f"{v:.4g}", max_rows=200)
 
 
 if __name__ == "__main__":

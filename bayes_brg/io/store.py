@@ -15,77 +15,45 @@ another name in the same directory and then renamed, so a file that is there is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import h5netcdf
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..core.files import MIB, listed, plain, replacing, short, write_file
 from ..posterior import Posterior
 from .arviz_bridge import posterior_datasets, posterior_from_datasets, tree_from
+from .manifest import (
+    COPY,
+    FORMAT,
+    MANIFEST,
+    damage,
+    jsonable,
+    open_recorded,
+    read_manifest,
+    recorded,
+    remedy,
+    write_json,
+    write_manifest,
+)
+from .netcdf import Netcdf, open_netcdf, write_datasets
 from .units import Units
 
-__all__ = ["Run", "load_posterior", "load_run", "save_posterior"]
+__all__ = ["Run", "load_posterior", "load_run", "replacing", "save_posterior", "write_datasets", "write_file",
+           "write_json", "write_manifest"]
 
-FORMAT = 2  # to be raised when a file's meaning changes: runs of another format are refused
-MANIFEST = "manifest.json"
-
-
-# -- files ----------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends well, and goes away if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+SMALL = 64 * MIB  # a run up to here is checked byte by byte when it is loaded
+TABLE_LIMIT = 64 * MIB
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all; numbers that JSON cannot hold (NaN, infinity) become null."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def jsonable(value: Any) -> Any:
-    """`value` in terms of JSON: arrays as lists, callables by name."""
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, (bool, int, str)) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "__array__"):
-        return jsonable(np.asarray(value).tolist())
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def write_datasets(path: Path, groups: Mapping[str | None, xr.Dataset]) -> None:
-    """Write Datasets as the groups of one NetCDF file (None: the root), whole or not at all."""
-    with replacing(Path(path)) as temporary:
-        for number, (group, dataset) in enumerate(groups.items()):
-            dataset.to_netcdf(temporary, mode="a" if number else "w", group=group, engine="h5netcdf")
-
-
-def read_dataset(path: Path, group: str | None = None) -> xr.Dataset:
-    """Read one Dataset into memory."""
-    return xr.load_dataset(path, group=group, engine="h5netcdf")
-
-
+# -- posteriors -----------------------------------------------------------------------------------------------
 def save_posterior(path: str | Path, posterior: Posterior) -> None:
     """Write a `Posterior` as NetCDF, whole or not at all.
 
@@ -96,11 +64,16 @@ def save_posterior(path: str | Path, posterior: Posterior) -> None:
     posterior : Posterior
         Samples, stats, method, trained sites and history are all kept. Site names are escaped where they hold "/".
     """
+    write_datasets(Path(path), posterior_groups(posterior))
+
+
+def posterior_groups(posterior: Posterior) -> dict[str | None, xr.Dataset]:
+    """The groups of a posterior's file."""
     groups: dict[str | None, xr.Dataset] = dict(posterior_datasets(posterior).items())
     for epoch, earlier in posterior.history.items():
         for group, dataset in posterior_datasets(earlier).items():
             groups[f"history_{epoch}_{group}"] = dataset
-    write_datasets(Path(path), groups)
+    return groups
 
 
 def load_posterior(path: str | Path) -> Posterior:
@@ -124,30 +97,31 @@ def load_posterior(path: str | Path) -> Posterior:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with h5netcdf.File(path, "r") as file:
-            names = list(file.groups)
-    except OSError as error:
-        raise ValueError(f"{path} is not a NetCDF file: {error}") from None
+        raise FileNotFoundError(f"no such file: {plain(str(path))}")
+    with open_netcdf(path) as file:
+        return posterior_of(file)
+
+
+def posterior_of(file: Netcdf) -> Posterior:
+    """The posterior that an open file holds."""
+    names = file.groups
     if "posterior" not in names and "sample_stats" in names:
-        raise ValueError(f"{path} holds no weights, only what its sampler reported: the run was made with "
+        raise ValueError(f"{file.name} holds no weights, only what its sampler reported: the run was made with "
                          "--no-weights. Its flow has φ and the loss; for more, run it again with weights")
     if "posterior" not in names:
-        raise ValueError(f"{path} has no group 'posterior'; its groups are {', '.join(names) or 'none'}")
+        raise ValueError(f"{file.name} has no group 'posterior'; its groups are {listed(names) or 'none'}")
 
     def read(prefix: str) -> Posterior:
         stats = f"{prefix}sample_stats"
-        return posterior_from_datasets(read_dataset(path, f"{prefix}posterior"),
-                                       read_dataset(path, stats) if stats in names else None)
+        return posterior_from_datasets(file.read(f"{prefix}posterior"), file.read(stats) if stats in names else None)
 
-    epochs = sorted(int(n.split("_")[1]) for n in names if n.startswith("history_") and n.endswith("_posterior"))
-    return read("").replace(history={epoch: read(f"history_{epoch}_") for epoch in epochs})
-
-
-def drop_weights(path: Path) -> None:
-    """Leave only what the sampler reported in a posterior's file."""
-    write_datasets(path, {"sample_stats": read_dataset(path, "sample_stats")})
+    try:
+        epochs = sorted(int(n.split("_")[1]) for n in names if n.startswith("history_") and n.endswith("_posterior"))
+        return read("").replace(history={epoch: read(f"history_{epoch}_") for epoch in epochs})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if file.name in str(error):
+            raise
+        raise ValueError(f"{file.name} holds no posterior that can be read: {short(error, 200)}") from None
 
 
 def in_units(flow: xr.Dataset, y_test: Any = None) -> xr.Dataset:
@@ -246,26 +220,67 @@ class Run:
         kinds = (("posterior", ".nc"), ("flow", ".nc"), ("summary", ".csv"))
         return [self.path / "data.nc", *(self.file(s, m, suffix) for s, suffix in kinds for m in self.methods)]
 
-    def _read(self, path: Path, reader: Callable[[Path], Any]) -> Any:
-        if not path.is_file():
-            state = "the file was removed" if self.finished else "the run is not finished: run it again to go on"
-            raise FileNotFoundError(f"{self.path} has no {path.name}; {state}")
-        return reader(path)
+    @property
+    def recorded(self) -> list[str]:
+        """Names of the files that its stages left, in the directory; of runs of format 2, of all that are there."""
+        if self.manifest["format"] == FORMAT:
+            return [n for n in recorded(self.manifest) if (self.path / n).exists()]
+        found = [*self.path.glob("*.*"), *(self.path / "figures").glob("*.png")]
+        return sorted(p.relative_to(self.path).as_posix() for p in found if p.is_file() and p.name[0] != ".")
+
+    def open(self, path: Path | str, limit: int | None = None) -> BinaryIO:
+        """A file of the run, for reading: its bytes are those that were written, or an error names it.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If it is missing or damaged, with what to do.
+        """
+        file = Path(path)
+        name = (file.relative_to(self.path) if file.is_relative_to(self.path) else file).as_posix()
+        known = self.manifest["format"] != FORMAT or name in recorded(self.manifest)
+        if not known or not (self.path / name).exists():
+            state = "the file was removed" if self.finished and known else (
+                "it is none of the run's" if self.finished else "the run is not finished: run it again to go on")
+            raise FileNotFoundError(f"{plain(str(self.path))} has no {short(name)}; {state}")
+        return open_recorded(self.path, name, self.manifest, limit)
+
+    def _read(self, path: Path, reader: Callable[[Netcdf], Any]) -> Any:
+        with Netcdf(self.open(path), str(path)) as file:
+            return reader(file)
+
+    def read_bytes(self, path: Path | str) -> bytes:
+        """All of a file of the run."""
+        with self.open(path, SMALL) as file:
+            return file.read()
+
+    def table(self, name: str, **options: Any) -> pd.DataFrame:
+        """A CSV file of the run."""
+        with self.open(name, TABLE_LIMIT) as file:
+            try:
+                return pd.read_csv(file, **options)
+            except (ValueError, OverflowError) as error:
+                raise ValueError(f"{plain(str(self.path / name))} is no table that can be read: "
+                                 f"{short(error, 200)}") from None
+
+    def read_posterior(self, method: str) -> Posterior:
+        """The posterior of one method, without reading the others'."""
+        return self._read(self.file("posterior", method), posterior_of)
 
     @cached_property
     def posteriors(self) -> dict[str, Posterior]:
         """The posterior of each method, sites (chain, draw, *site shape)."""
-        return {m: self._read(self.file("posterior", m), load_posterior) for m in self.methods}
+        return {m: self.read_posterior(m) for m in self.methods}
 
     @cached_property
     def posterior(self) -> Posterior:
         """The main method's posterior."""
-        return self._read(self.file("posterior"), load_posterior)
+        return self._read(self.file("posterior"), posterior_of)
 
     @cached_property
     def flows(self) -> dict[str, xr.Dataset]:
         """The flow of each method, as `flow`."""
-        return {m: self._read(self.file("flow", m), read_dataset) for m in self.methods}
+        return {m: self.read_flow(m) for m in self.methods}
 
     @cached_property
     def own_units(self) -> dict[str, xr.Dataset]:
@@ -285,7 +300,7 @@ class Run:
 
     def independent(self, method: str) -> bool:
         """Whether a method's draws are independent of each other, by its own word; known without its weights too."""
-        stats = self._read(self.file("posterior", method), lambda path: read_dataset(path, "sample_stats"))
+        stats = self._read(self.file("posterior", method), lambda file: file.read("sample_stats"))
         return bool(json.loads(stats.attrs.get("scalars", "{}")).get("independent", False))
 
     def inputs(self, name: str) -> Any:
@@ -298,7 +313,7 @@ class Run:
 
     def read_flow(self, method: str) -> xr.Dataset:
         """The flow of one method, without reading the others'."""
-        return self._read(self.file("flow", method), read_dataset)
+        return self._read(self.file("flow", method), Netcdf.read)
 
     @cached_property
     def flow(self) -> xr.Dataset:
@@ -308,39 +323,38 @@ class Run:
         ``diverged`` (chain, draw); the attribute ``characteristic_point`` is the position along ``point`` of the
         characteristic input. Λ is per datum.
         """
-        return self._read(self.file("flow"), read_dataset)
+        return self._read(self.file("flow"), Netcdf.read)
 
     @cached_property
     def spectra(self) -> dict[str, xr.Dataset]:
         """Sloppiness spectrum of each method's metric, for `plots.spectrum`; of runs that kept it."""
         found = {}
         for method in self.methods:
-            with h5netcdf.File(self._read(self.file("flow", method), lambda path: path), "r") as file:
-                held = "spectrum" in file.groups
-            if held:
-                found[method] = read_dataset(self.file("flow", method), "spectrum")
+            held = self._read(self.file("flow", method),
+                              lambda file: file.read("spectrum") if "spectrum" in file.groups else None)
+            if held is not None:
+                found[method] = held
         return found
 
     @cached_property
     def data(self) -> xr.Dataset:
         """``x, y, x_test, y_test, x_probe``, as the model takes them, and ``truth`` where the experiment gives it."""
-        return self._read(self.path / "data.nc", read_dataset)
+        return self._read(self.path / "data.nc", Netcdf.read)
 
     @cached_property
     def encoding(self) -> pd.DataFrame | None:
         """What became of each column of the run's table, one row a column; None where its data are no table."""
-        path = self.path / "encoding.csv"
-        return pd.read_csv(path, keep_default_na=False) if path.is_file() else None
+        return self.table("encoding.csv", keep_default_na=False) if "encoding.csv" in self.recorded else None
 
     @cached_property
     def summaries(self) -> dict[str, pd.DataFrame]:
         """The table of each method."""
-        return {m: self._read(self.file("summary", m, ".csv"), pd.read_csv) for m in self.methods}
+        return {m: self.table(self.file("summary", m, ".csv").name) for m in self.methods}
 
     @cached_property
     def summary(self) -> pd.DataFrame:
         """The main method's table, one row a cutoff."""
-        return self._read(self.file("summary", None, ".csv"), pd.read_csv)
+        return self.table(self.file("summary", None, ".csv").name)
 
     @cached_property
     def couplings(self) -> dict[str, xr.Dataset]:
@@ -348,63 +362,66 @@ class Run:
 
         Over (cutoff, point), as `bayes_brg.running_couplings` names them, each with its ``_sem``.
         """
-        return {m: self._read(self.file("couplings", m), read_dataset) for m in self.methods}
+        return {m: self._read(self.file("couplings", m), Netcdf.read) for m in self.methods}
 
     @property
     def figures(self) -> dict[str, Path]:
         """Figures by name."""
-        return {p.stem: p for p in sorted((self.path / "figures").glob("*.png"))}
+        names = sorted(n for n in self.recorded if n.startswith("figures/") and n.endswith(".png"))
+        return {Path(n).stem: self.path / n for n in names}
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else f"unfinished, {len(self.manifest['stages'])} stages done"
         return f"Run({self.name!r}, {state}, methods: {', '.join(self.methods)}, path={str(self.path)!r})"
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a run's manifest, or say why the path is not a run."""
-    if not path.exists():
-        raise FileNotFoundError(f"no such run: {path}")
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; a run is a directory with a {MANIFEST}")
-    if not (path / MANIFEST).is_file():
-        raise FileNotFoundError(f"{path} is not a run: it has no {MANIFEST}")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path / MANIFEST} cannot be read: {error}") from None
-    needed = ("format", "experiment", "settings", "methods", "stages")
-    missing = [k for k in needed if not isinstance(manifest, dict) or k not in manifest]
-    if missing:
-        raise ValueError(f"{path / MANIFEST} is not a run's manifest: it lacks {', '.join(missing)}")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{path} has run format {manifest['format']}; this version reads format {FORMAT}: run the "
-                         "experiment again into another directory")
-    return manifest
-
-
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, verify: bool | None = None) -> Run:
     """Read a run directory.
 
     Parameters
     ----------
     path : str or Path
         What ``bayes-brg run FILE --out path`` left.
+    verify : bool, optional
+        Whether every file is compared with the SHA-256 that the manifest has of it, and none may be missing. Default:
+        sizes, and the bytes where the run has less than 64 MiB; False: only what is read, when it is.
 
     Returns
     -------
     Run
-        Manifest, posterior(s), flow(s), data, summary. Arrays are read when asked for.
+        Manifest, posterior(s), flow(s), data, summary. Arrays are read when asked for, and checked then.
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError, ValueError
-        If the path is not a run, naming what is missing.
+        If the path is not a run, naming what is missing, or a file is damaged, naming it and what to do.
     """
     path = Path(path)
-    return Run(path, read_manifest(path))
+    run = Run(path, read_manifest(path))
+    if verify is not False:
+        size = sum(found["size"] for found in recorded(run.manifest).values())
+        faults = damage(path, run.manifest, deep=bool(verify) or size < SMALL, missing=bool(verify))
+        if verify and run.manifest["format"] != FORMAT:
+            raise ValueError(f"{plain(str(path))} has run format {run.manifest['format']}, which has no checksums: it "
+                             "cannot be verified")
+        if faults:
+            raise ValueError(f"{'; '.join(list(faults.values())[:3])}{'; …' * (len(faults) > 3)}; "
+                             f"{remedy(path, run.manifest)}")
+    return run
 
 
-def open_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+def check_place(path: Path) -> None:
+    """Refuse a directory in which no run can be: a file, or one that holds other things."""
+    again = "choose another directory with --out, or remove this one"
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; {again}")
+    if path.exists() and not any((path / name).exists() for name in (MANIFEST, COPY)):
+        held = [p.name for p in path.iterdir() if not p.name.startswith(".")]
+        if held:
+            raise ValueError(f"{path} holds files ({listed(sorted(held), 3)}) but no run; {again}")
+
+
+def open_run(path: Path, identity: Mapping[str, Any], accept_changed: bool = False) -> dict[str, Any]:
     """The manifest to go on with: a new one, or that of the same experiment's earlier run in this directory.
 
     Parameters
@@ -413,6 +430,8 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         The run directory; made where there is none.
     identity : mapping
         What must agree for stages to be taken over: ``experiment``, ``settings``, ``methods``, ``options``, ...
+    accept_changed : bool
+        Whether the files that declare the experiment may have changed; the manifest then says so.
 
     Raises
     ------
@@ -422,29 +441,32 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     identity = jsonable(identity)
     new = {"format": FORMAT, **identity, "stages": {}, "results": {}, "finished": False}
     remedy = "choose another directory with --out, or remove this one"
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; {remedy}")
-    if not (path / MANIFEST).exists():
-        held = [p.name for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
-        if held:
-            raise ValueError(f"{path} holds files ({', '.join(sorted(held)[:3])}) but no run; {remedy}")
+    check_place(path)
+    if not path.exists() or not any((path / name).exists() for name in (MANIFEST, COPY)):
         return new
-    manifest = read_manifest(path)
-    if not set(manifest["stages"]) - {"data"}:  # it failed before anything was inferred: nothing is lost
+    manifest = read_manifest(path, mend=True)
+    done = [name for name in manifest["stages"] if name != "data"]
+    if not done:  # it failed before anything was inferred: nothing is lost
         return new
     if manifest["experiment"] != identity["experiment"]:
         raise ValueError(f"{path} holds a run of {manifest['experiment']!r}, not of {identity['experiment']!r}; "
                          f"{remedy}")
     for part, now in identity.items():
         old = manifest.get(part)
-        if old == now:
+        if old == now or (part == "imports" and old is None):
             continue
-        if part == "source" and old and now:
-            raise ValueError(f"{path} holds a run of {identity['experiment']!r} by a model file that has changed "
-                             f"since; {remedy}")
+        if part in ("source", "imports") and old is not None and now is not None:
+            names = [] if part == "source" else [k for k in {**old, **now} if old.get(k) != now.get(k)]
+            what = f"a file that its model file imports ({listed(names)})" if names else "a model file"
+            if not accept_changed:
+                raise ValueError(f"{path} holds a run of {identity['experiment']!r} by {what} that has changed since; "
+                                 f"{remedy}, or keep its stages ({listed(done)}) with --accept-changed")
+            manifest.setdefault("accepted", []).append(f"{listed(done)}: made by {what} that has changed since")
+            manifest[part] = now
+            continue
         if isinstance(old, dict) and isinstance(now, dict):
             names = [k for k in {**old, **now} if old.get(k) != now.get(k)]
-            what = ", ".join(f"{k} = {_short(old.get(k))} there, {_short(now.get(k))} now" for k in names)
+            what = listed(f"{k} = {_short(old.get(k))} there, {_short(now.get(k))} now" for k in names)
             raise ValueError(f"{path} holds a run of {identity['experiment']!r} with other {part}: {what}; {remedy}")
         raise ValueError(f"{path} holds a run of {identity['experiment']!r} with another {part} "
                          f"({_short(old)} there, {_short(now)} now); {remedy}")
@@ -452,5 +474,4 @@ def open_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return short(json.dumps(value), 40)

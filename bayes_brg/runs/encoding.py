@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.arrays import read_array
+from ..io.store import load_run
 from .columns import COLUMNS, Column, fit_column
 from .reading import typed
 
@@ -160,10 +161,14 @@ class Encoder:
     @staticmethod
     def load(run: str | Path) -> Encoder:
         """The encoder of a run, from its directory."""
-        path = Path(run) / "encoder.json"
-        if not path.is_file():
+        found = load_run(run, verify=False)
+        if "encoder.json" not in found.recorded:
             raise FileNotFoundError(f"{run} has no encoder.json: it is no run of a table, or of an older version")
-        return Encoder.restore(path.read_text(encoding="utf-8"))
+        try:
+            return Encoder.restore(found.read_bytes("encoder.json").decode("utf-8"))
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{found.path / 'encoder.json'} holds no encoder that can be read: "
+                             f"{type(error).__name__}") from None
 
 
 def _raw(columns: tuple[Column, ...], frame: pd.DataFrame, notes: list[str]) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ..core.checks import check_count
+from ..core.files import check_name
 from ..flow.flow import Flow
 from ..io.store import Run
 from ..model.networks import Network
@@ -88,8 +89,10 @@ class Experiment:
     extras: Callable[[Run, Mapping[str, Flow]], Mapping[str, Any]] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name or Path(self.name).name != self.name:
-            raise TypeError(f"an experiment's name must be text that can name a directory, got {self.name!r}")
+        try:
+            check_name(self.name, "an experiment's name")
+        except ValueError as error:
+            raise TypeError(str(error)) from None
         self._check_functions()
         for part in ("metric", "flow"):
             value = getattr(self, part)
@@ -139,11 +142,13 @@ class Experiment:
         return Settings(values)
 
     def run(self, out: str | Path | None = None, settings: Mapping[str, Any] | None = None, *,
-            progress_bar: bool = True, source: str | Path | None = None, keep_weights: bool = True) -> Run:
+            progress_bar: bool = True, source: str | Path | None = None, keep_weights: bool = True,
+            accept_changed: bool = False) -> Run:
         """Run every stage and leave a directory that `load_run` reads.
 
         A stage that an interrupted run of the same experiment and settings finished is read, not run again; since
-        every stream has its own key, the result is the same.
+        every stream has its own key, the result is the same. So it is with a file that was damaged or removed: a
+        warning names it, and its stage alone is made anew.
 
         Parameters
         ----------
@@ -158,6 +163,9 @@ class Experiment:
         keep_weights : bool
             Whether the weights of every draw stay on disk when all stages are done. Function values, φ and the loss
             along the flow, always do, and so do the sampler's reports.
+        accept_changed : bool
+            Whether stages stay that other versions made, or the experiment's file, or one that it imports, before it
+            changed. The manifest then says so.
 
         Returns
         -------
@@ -166,10 +174,15 @@ class Experiment:
         Raises
         ------
         ValueError
-            If `out` holds another experiment's run or this one's with other settings, naming the difference.
+            If `out` holds another experiment's run or this one's with other settings, naming the difference; or stages
+            of other versions or of a file that has changed; or if another process is at work there.
+        WriteError
+            An `OSError`: if a file cannot be written, naming it, the room it needs and the room there is. What was
+            finished stays.
         """
         path = Path(out) if out is not None else Path("runs") / self.name
-        return run_stages(self, path, self.with_settings(settings), progress_bar, source, keep_weights)
+        return run_stages(self, path, self.with_settings(settings), progress_bar, source, keep_weights,
+                          accept_changed)
 
     def flow_of(self, run: Run, method: str | None = None) -> Flow:
         """The `Flow` behind a run's flow data: the same draws, refills and cutoffs, to ask it for more.

@@ -516,7 +516,7 @@ def _methods(seen: _Seen) -> Markup:
 def _extras(seen: _Seen) -> Markup:
     run = seen.run
     pictures = {k: v for k, v in run.figures.items() if k not in OWN_FIGURES}
-    tables = [p for p in sorted(run.path.glob("*.csv")) if not p.stem.startswith(OWN_TABLES)]
+    tables = sorted(n for n in run.recorded if n.endswith(".csv") and not n.startswith(OWN_TABLES))
     if not pictures and not tables and not seen.figures:
         if not run.finished:
             raise Missing("What the experiment makes of its own comes last, and the run is not finished: run it again "
@@ -526,16 +526,16 @@ def _extras(seen: _Seen) -> Markup:
     out = [html.paragraph("Figures and tables of this experiment's own; its file says what they show.")]
     for name, file in pictures.items():
         title = run.manifest.get("captions", {}).get(name) or name.replace("_", " ")
-        out.append(html.figures(html.picture(file.read_bytes(), f"{title}, a figure of the experiment {run.name}",
+        out.append(html.figures(html.picture(run.read_bytes(file), f"{title}, a figure of the experiment {run.name}",
                                              f"{title} ({file.name})", wide=True)))
     for name, draw in seen.figures.items():
         title = caption(draw) or name.replace("_", " ")
         out.append(html.figures(html.picture(draw(run), f"{title}, a figure made for this report", title, wide=True)))
-    for file in tables:
-        table = pd.read_csv(file)
+    for held in tables:
+        table = run.table(held)
         cut = len(table) > 200
-        out.append(html.table(table.head(200).rename(columns=lambda c: str(c).replace("_", " ")),
-                              file.name + (f", the first 200 of {len(table)} rows" if cut else ""), tall=True))
+        out.append(html.table(table.iloc[:200, :200].rename(columns=lambda c: str(c).replace("_", " ")),
+                              held + (f", the first 200 of {len(table)} rows" if cut else ""), tall=True))
     return html.join(*out)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,7 @@ import pandas as pd
 
 from ..core.batching import progress, quiet
 from ..core.checks import check_choice, check_inputs
+from ..core.files import Owner, WriteError, check_name, inside, listed, make_directory, sweep
 from ..core.keys import name_key
 from ..flow.cutoffs import check_cutoffs
 from ..flow.cutoffs import cutoffs as spaced_cutoffs
@@ -23,24 +27,28 @@ from ..flow.flow import Flow
 from ..flow.regulators import as_regulator
 from ..flow.renormalize import REFILLS, renormalize
 from ..io import store
+from ..io.manifest import fault_of, record
+from ..io.netcdf import Netcdf, content_digest, to_bytes
 from ..io.store import Run
 from ..metric.fisher import KINDS, fisher
 from ..metric.metric import spectrum_table
 from ..posterior import Posterior
 from .data import Data, data_dataset
 from .measures import measure, measure_couplings, summarize
-from .provenance import fingerprint, is_file, machine, versions
+from .provenance import NUMBERS, fingerprint, imported, is_file, machine, versions
 from .settings import Settings, nearest
 
 __all__ = ["make_data", "make_flow", "make_probe", "run_stages"]
 
 
 class Stage(NamedTuple):
-    """A step of a run, done once the manifest names it and its files are there."""
+    """A step of a run, done once the manifest names it, with its files as they were written."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[str, ...]  # those that it always leaves
     make: Callable[[Work], None]
+    after: Callable[[str], bool]  # of which stages' numbers its own are made
+    weights: tuple[str, ...] = ()  # methods whose weights it needs
 
 
 @dataclass
@@ -57,9 +65,30 @@ class Work:
     data: Data
     probe: Any
     fitted: dict[str, Posterior] = field(default_factory=dict)  # the last method's, which its flow need not read
+    written: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the stage at work: records of its files
 
     def posterior(self, method: str) -> Posterior:
-        return self.fitted.get(method) or store.load_posterior(self.run.file("posterior", method))
+        return self.fitted.get(method) or self.run.read_posterior(method)
+
+    def write(self, name: str, content: bytes | memoryview, numbers: str | None = None) -> None:
+        """A file of the run, whole or not at all, and its record."""
+        store.write_file(self.run.path / name, content, root=self.run.path)
+        self.written[name] = record(content, numbers)
+
+    def write_datasets(self, path: Path, groups: dict, counted: Iterable[str | None] | None = None) -> None:
+        """Datasets as NetCDF; the numbers of the groups in `counted` (default: all) are what later stages go by."""
+        numbers = content_digest({g: d for g, d in groups.items() if counted is None or g in counted})
+        self.write(path.name, to_bytes(groups), numbers)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """A table as CSV."""
+        self.write(name, table.to_csv(index=False).encode())
+
+    def write_figure(self, name: str, figure: Any) -> None:
+        """A figure as PNG."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        self.write(f"figures/{check_name(name, 'the name of a figure')}.png", buffer.getbuffer())
 
 
 # -- parts of an experiment -----------------------------------------------------------------------------------
@@ -123,11 +152,10 @@ def make_flow(experiment: Any, settings: Settings, method: str, model: Any, post
 def keep_data(work: Work) -> None:
     """The data and the probe inputs, as the model sees them."""
     if work.data.encoding is not None:
-        write_table(work.run.path / "encoding.csv", work.data.encoding)
+        work.write_table("encoding.csv", work.data.encoding)
     if work.data.encoder is not None:
-        with store.replacing(work.run.path / "encoder.json") as temporary:
-            temporary.write_text(work.data.encoder.record() + "\n", encoding="utf-8")
-    store.write_datasets(work.run.path / "data.nc", {None: data_dataset(work.data, work.probe)})
+        work.write("encoder.json", (work.data.encoder.record() + "\n").encode())
+    work.write_datasets(work.run.path / "data.nc", {None: data_dataset(work.data, work.probe)})
 
 
 def fit(work: Work, method: str) -> None:
@@ -136,7 +164,9 @@ def fit(work: Work, method: str) -> None:
     posterior = work.experiment.infer[method](work.model, work.data.x, work.data.y, key, work.settings)
     if not isinstance(posterior, Posterior):
         raise TypeError(f"infer[{method!r}] must return a Posterior, got {type(posterior).__name__}")
-    store.save_posterior(work.run.file("posterior", method), posterior)
+    groups = store.posterior_groups(posterior)
+    work.write_datasets(work.run.file("posterior", method), groups,
+                        [g for g in groups if str(g).endswith("posterior")])  # how long it took is no matter
     work.fitted = {method: posterior}
 
 
@@ -152,21 +182,21 @@ def flow(work: Work, method: str) -> None:
     kept: dict[str | None, Any] = {None: measured}
     if metric is not None:
         kept["spectrum"] = spectrum_table(metric)
-    store.write_datasets(work.run.file("flow", method), kept)
+    work.write_datasets(work.run.file("flow", method), kept)
     work.fitted = {}
 
 
 def summarise(work: Work) -> None:
     """A table along the flow for each method, in the data's own units."""
     for method in work.run.methods:
-        write_table(work.run.file("summary", method, ".csv"), summarize(work.run.own_units[method]))
+        work.write_table(work.run.file("summary", method, ".csv").name, summarize(work.run.own_units[method]))
 
 
 def couplings(work: Work) -> None:
     """Couplings of the action along the flow of each method, in the data's own units."""
     for method in work.run.methods:
         found = measure_couplings(work.run.own_units[method], work.experiment.couplings)
-        store.write_datasets(work.run.file("couplings", method), {None: found})
+        work.write_datasets(work.run.file("couplings", method), {None: found})
 
 
 def figures(work: Work) -> None:
@@ -179,7 +209,7 @@ def figures(work: Work) -> None:
         if not hasattr(made[name], "savefig"):
             raise TypeError(f"figures[{name!r}] must return a matplotlib Figure, got {type(made[name]).__name__}")
     for name, figure in made.items():
-        write_figure(work.run.path, name, figure)
+        work.write_figure(name, figure)
     work.run.manifest["captions"] = {n: caption(draw) for n, draw in work.experiment.figures.items()}
 
 
@@ -188,9 +218,9 @@ def extras(work: Work) -> None:
     flows = {m: work.experiment.flow_of(work.run, m) for m in work.run.methods}
     for name, result in work.experiment.extras(work.run, flows).items():
         if isinstance(result, pd.DataFrame):
-            write_table(work.run.path / f"{name}.csv", result)
+            work.write_table(f"{check_name(name, 'the name of a table')}.csv", result)
         elif hasattr(result, "savefig"):
-            write_figure(work.run.path, name, result)
+            work.write_figure(name, result)
         else:
             raise TypeError(f"extras: {name!r} must be a Figure or a DataFrame, got {type(result).__name__}")
 
@@ -200,33 +230,27 @@ def caption(draw: Callable[..., Any]) -> str:
     return (inspect.getdoc(draw) or "").partition("\n")[0]
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A table as CSV, whole or not at all."""
-    with store.replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
-def write_figure(path: Path, name: str, figure: Any) -> None:
-    """A figure as PNG, whole or not at all."""
-    with store.replacing(path / "figures" / f"{name}.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
 def stages(experiment: Any, run: Run) -> list[Stage]:
     """The table of stages, in the order in which they are run."""
-    def files(stem: str, suffix: str = ".nc") -> tuple[Path, ...]:
-        return tuple(run.file(stem, method, suffix) for method in run.methods)
+    def files(stem: str, suffix: str = ".nc") -> tuple[str, ...]:
+        return tuple(run.file(stem, method, suffix).name for method in run.methods)
 
-    found = [Stage("data", (run.path / "data.nc",), keep_data)]
-    for method in run.methods:
-        found += [Stage(f"posterior {method}", (run.file("posterior", method),), partial(fit, method=method)),
-                  Stage(f"flow {method}", (run.file("flow", method),), partial(flow, method=method))]
-    found.append(Stage("summary", files("summary", ".csv"), summarise))
+    def of_flows(name: str) -> bool:
+        return name == "data" or name.startswith("flow ")
+
+    every = tuple(run.methods)
+    found = [Stage("data", ("data.nc",), keep_data, lambda name: False)]
+    for m in every:
+        before = {"data", f"posterior {m}", f"flow {every[0]}"}  # the first one's cutoffs may be all others'
+        found += [Stage(f"posterior {m}", (run.file("posterior", m).name,), partial(fit, method=m),
+                        lambda name: name == "data"),
+                  Stage(f"flow {m}", (run.file("flow", m).name,), partial(flow, method=m), before.__contains__, (m,))]
+    found.append(Stage("summary", files("summary", ".csv"), summarise, of_flows))
     if experiment.couplings:
-        found.append(Stage("couplings", files("couplings"), couplings))
-    found.append(Stage("figures", (), figures))
+        found.append(Stage("couplings", files("couplings"), couplings, of_flows))
+    found.append(Stage("figures", (), figures, lambda name: True, every if experiment.figures else ()))
     if experiment.extras:
-        found.append(Stage("extras", (), extras))
+        found.append(Stage("extras", (), extras, lambda name: True, every))
     return found
 
 
@@ -241,6 +265,8 @@ def identity(experiment: Any, settings: Settings, source: str | Path | None) -> 
     found = {"experiment": experiment.name, "settings": dict(settings), "methods": list(experiment.infer),
              "options": options, "precision": "float64" if jax.config.jax_enable_x64 else "float32",
              "source": None if source is None else fingerprint(Path(source))}
+    if source is not None and (others := imported(Path(source))):
+        found["imports"] = others
     return found | ({"data": fingerprint(Path(settings["data"]))} if is_file(settings.get("data")) else {})
 
 
@@ -253,36 +279,157 @@ def surroundings(settings: Settings) -> dict[str, Any]:
 
 
 def run_stages(experiment: Any, path: Path, settings: Settings, show: bool, source: str | Path | None,
-               keep_weights: bool) -> Run:
+               keep_weights: bool, accept_changed: bool = False) -> Run:
     """Run the stages that are not done yet; see `Experiment.run`."""
-    manifest = store.open_run(path, identity(experiment, settings, source))
+    who = identity(experiment, settings, source)
+    store.check_place(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            make_directory(path)
+            stack.enter_context(Owner(path))
+        except WriteError:  # a finished run may lie where nothing can be written
+            if not (path / store.MANIFEST).is_file():
+                raise
+            run = Run(path, store.open_run(path, who, accept_changed))
+            if not run.finished or to_do(experiment, run):
+                raise
+            return run
+        for folder in (path, inside(path, "figures")):
+            sweep(folder)
+        return continue_run(experiment, path, settings, show, source, keep_weights, accept_changed, who)
+
+
+def continue_run(experiment: Any, path: Path, settings: Settings, show: bool, source: str | Path | None,
+                 keep_weights: bool, accept_changed: bool, who: dict[str, Any]) -> Run:
+    """The stages of a run whose directory is ours."""
+    manifest = store.open_run(path, who, accept_changed)
     if source is not None:  # as it was named: the command that runs it again
         manifest["file"] = Path(source).name if Path(source).is_absolute() else Path(source).as_posix()
     run = Run(path, manifest)
-    if run.finished and all(file.is_file() for file in run.files):
+    if not manifest["stages"]:  # before anything else: from now on the directory is a run
+        manifest |= surroundings(settings)
+        store.write_manifest(path, manifest)
+    todo = to_do(experiment, run)
+    if manifest["format"] == store.FORMAT and not copies_agree(path):
+        store.write_manifest(path, manifest)
+    if run.finished and not todo and (keep_weights or manifest.get("weights") is False):
+        check_versions(experiment, run, accept_changed, refuse=False)
         return run
+    check_versions(experiment, run, accept_changed)
     manifest |= surroundings(settings)
-    todo = stages(experiment, run)
-    with progress(desc=experiment.name, total=len(todo), unit="stage", show=show) as bar, quiet(not show):
+    every = stages(experiment, run)
+    with progress(desc=experiment.name, total=len(every), unit="stage", show=show) as bar, quiet(not show):
         data = make_data(experiment, settings)
         work = Work(experiment, settings, run, experiment.model(settings), data, make_probe(experiment, settings, data))
-        for stage in todo:
-            if stage.name not in manifest["stages"] or not all(file.is_file() for file in stage.files):
+        check_same_data(work, accept_changed)
+        changed: set[str] = set()  # stages whose numbers are others than before
+        for stage in every:
+            if stage.name in todo or any(stage.after(name) for name in changed):
                 bar.set_postfix_str(stage.name)
-                timed(stage, work)
+                if timed(stage, work):
+                    changed.add(stage.name)
             bar.update()
-        if not keep_weights:
+        if not keep_weights or manifest.get("weights") is False:
+            manifest["weights"] = False
             for method in run.methods:
-                store.drop_weights(run.file("posterior", method))
+                drop_weights(run, method)
         manifest["finished"] = True
-        store.write_json(path / store.MANIFEST, manifest)
+        store.write_manifest(path, manifest)
     return run
 
 
-def timed(stage: Stage, work: Work) -> None:
-    """Run a stage and write it down in the manifest: only then is it finished."""
-    start = time.perf_counter()
+def timed(stage: Stage, work: Work) -> bool:
+    """Run a stage and write it down in the manifest: only then is it finished. Whether its numbers are others now."""
+    done, start = work.run.manifest["stages"], time.perf_counter()
+    before = done.get(stage.name, {}).get("files", {})
+    work.written = {}
     stage.make(work)
-    work.run.manifest["stages"][stage.name] = {"seconds": round(time.perf_counter() - start, 3),
-                                               "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    store.write_json(work.run.path / store.MANIFEST, work.run.manifest)
+    changed = any(found.get("content") != before[name].get("content") for name, found in work.written.items()
+                  if "content" in before.get(name, {}))
+    done[stage.name] = {"seconds": round(time.perf_counter() - start, 3), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                        "versions": versions(), "files": work.written}
+    store.write_manifest(work.run.path, work.run.manifest)
+    return changed
+
+
+# -- what is done already -------------------------------------------------------------------------------------
+def to_do(experiment: Any, run: Run) -> set[str]:
+    """Stages that are not done, or whose files are not what was written; the latter are named in a warning."""
+    done, every, found = run.manifest["stages"], stages(experiment, run), set()
+    for stage in every:
+        files = done.get(stage.name, {}).get("files")
+        if stage.name not in done:
+            found.add(stage.name)
+        elif files is None:  # of an older version, without checksums
+            if not all((run.path / name).is_file() for name in stage.files):
+                found.add(stage.name)
+        elif faults := [f for f in (fault_of(run.path, name, one) for name, one in files.items()) if f]:
+            warnings.warn(f"{'; '.join(faults[:3])}; the stage {stage.name!r} is made anew", UserWarning, stacklevel=4)
+            found.add(stage.name)
+        elif not set(stage.files) <= set(files):
+            found.add(stage.name)
+    if run.manifest.get("weights") is False:  # what needs weights that were not kept needs them again
+        found |= {f"posterior {m}" for stage in every if stage.name in found for m in stage.weights}
+    return found
+
+
+def check_versions(experiment: Any, run: Run, accept: bool, refuse: bool = True) -> None:
+    """Name the stages that other versions made, and refuse them unless they are accepted."""
+    now, old = versions(), []
+    for name, stage in run.manifest["stages"].items():
+        if "files" not in stage:
+            old.append(f"{name} (an older version, without checksums)")
+        elif then := [f"{k} {stage['versions'].get(k)}" for k in NUMBERS if stage["versions"].get(k) != now.get(k)]:
+            old.append(f"{name} ({', '.join(then)})")
+    if not old:
+        return
+    said = f"{run.path} has stages of other versions than these: {listed(old, 4)}"
+    if accept:
+        noted = run.manifest.setdefault("accepted", [])
+        noted += [] if said in noted else [said]
+        for name, stage in run.manifest["stages"].items():
+            if "files" not in stage:  # from now on they are known by their bytes
+                names = [f for s in stages(experiment, run) if s.name == name for f in s.files]
+                stage["files"] = {f: record((run.path / f).read_bytes()) for f in names}
+                stage["versions"] = dict(run.manifest.get("versions", {}))
+        run.manifest["format"] = store.FORMAT
+    elif refuse:
+        raise ValueError(f"{said}; keep them with --accept-changed (accept_changed=True), or choose another directory "
+                         "with --out")
+    else:
+        warnings.warn(f"{said}; they are left as they are", UserWarning, stacklevel=4)
+
+
+def check_same_data(work: Work, accept: bool) -> None:
+    """Refuse to go on with other data than the first stages had: a model file may read what no setting names."""
+    then = work.run.manifest["stages"].get("data", {}).get("files", {}).get("data.nc", {}).get("content")
+    if then is None or accept or then == content_digest({None: data_dataset(work.data, work.probe)}):
+        return
+    raise ValueError(f"the data that the experiment makes now are not those in {work.run.path / 'data.nc'}: what its "
+                     "model file reads has changed since; choose another directory with --out, or mix the two with "
+                     "--accept-changed (accept_changed=True)")
+
+
+def copies_agree(path: Path) -> bool:
+    """Whether the manifest and its copy are the same, where there are both."""
+    try:
+        one, other = ((path / name).read_bytes() for name in (store.MANIFEST, store.COPY))
+    except FileNotFoundError:
+        return False
+    return one == other
+
+
+def drop_weights(run: Run, method: str) -> None:
+    """Leave only what the sampler reported in a posterior's file. Killed at any time, one of the two is there."""
+    name = run.file("posterior", method).name
+    files = run.manifest["stages"][f"posterior {method}"]["files"]
+    with Netcdf(run.open(name), name) as file:
+        if "posterior" not in file.groups:
+            files[name] = files[name].get("next", files[name])
+            return
+        content = to_bytes({"sample_stats": file.read("sample_stats")})
+    bare = record(content, files[name].get("content"))
+    files[name]["next"] = bare
+    store.write_manifest(run.path, run.manifest)
+    store.write_file(run.path / name, content, root=run.path)
+    files[name] = bare

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 
 def test_what_a_run_leaves(run):
     expected = {"manifest.json", "data.nc", "posterior.nc", "posterior_readout.nc", "flow.nc", "flow_readout.nc",
-                "summary.csv", "summary_readout.csv", "figures"}
+                "summary.csv", "summary_readout.csv", "figures", ".manifest.json"}
     assert {p.name for p in run.path.iterdir()} == expected
     assert set(run.figures) == {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments"}
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in run.figures.values())
