@@ -257,7 +257,7 @@ def make_directory(path: Path) -> None:
         raise failed(error, path, None) from error
 
 
-def write_file(path: Path, content: bytes | memoryview, *, root: Path | None = None) -> None:
+def write_file(path: Path, content: bytes | bytearray | memoryview, *, root: Path | None = None) -> None:
     """Write bytes whole or not at all, and to the disk; see `replacing`."""
     with replacing(path, root=root, needed=len(content)) as temporary, open(temporary, "xb", buffering=0) as file:
         done = 0

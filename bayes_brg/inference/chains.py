@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Protocol
@@ -241,14 +242,14 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(chains))
     run_keys, finish_keys = (jax.vmap(lambda k, name=name: name_key(k, name))(keys) for name in ("run", "finish"))
     disk = found = None
-    if run.checkpoint is not None:
-        disk = Checkpoint(run.checkpoint, _identity(kernel, key, start, x, y, method, run))
-        template = jax.eval_shape(partial(_begin, kernel, how), run_keys, start, x, y)
-        found = disk.load(run_keys, template)
-    began = time.perf_counter()
     kept: list = []
-    with (ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool,
+    with (ExitStack() as held, ThreadPoolExecutor(min(chains, os.cpu_count() or 1)) as pool,
           progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar):
+        if run.checkpoint is not None:
+            disk = held.enter_context(Checkpoint(run.checkpoint, _identity(kernel, key, start, x, y, method, run)))
+            template = jax.eval_shape(partial(_begin, kernel, how), run_keys, start, x, y)
+            found = disk.load(run_keys, template)
+        began = time.perf_counter()
         begin, block = ((_Apart(fn, statics, pool) if how == "threads" else _together(fn, statics))
                         for fn, statics in ((_begin, (kernel, how)), (_block, (kernel, size, how))))
         warm, done, blocks, state = found or (0, 0, [], begin(run_keys, start, shared=(x, y)))
@@ -272,10 +273,10 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
                 kept.append((samples, stats))
             done += steps
             bar.update(steps)
-    if disk:
-        samples, stats = disk.gather(blocks, num_samples)
-    else:
-        samples, stats = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *kept)
+        if disk:
+            samples, stats = disk.gather(blocks, num_samples)
+        else:
+            samples, stats = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *kept)
     # Of drawing alone; processor seconds, of all threads, are what a busy machine does not stretch.
     stats["processor_seconds"] = time.process_time() - spent
     stats["seconds_warmup"], stats["seconds"] = warmed - began, time.perf_counter() - warmed

@@ -135,9 +135,10 @@ class Hyperprior:
         label = found["law"]
         if label.startswith("learned "):
             return Hyperprior.learned(label.removeprefix("learned "))
-        if not hasattr(dist, label):
+        family = getattr(dist, label, None)
+        if not (isinstance(family, type) and issubclass(family, dist.Distribution)):
             raise ValueError(f"the law {label!r} of this run is not one of NumPyro's")
-        return Hyperprior._of(getattr(dist, label)(**found["numbers"]), label)
+        return Hyperprior._of(family(**found["numbers"]), label)
 
 
 def number_or_law(value: Any, name: str, what: str) -> float | Hyperprior:

@@ -11,7 +11,7 @@ import gzip
 import io
 import lzma
 import re
-import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from ..core.archives import load_arrays
+from ..core.files import MIB, amount, bounded, listed, open_regular
 
 __all__ = ["Read", "Typed", "is_table", "kind_of", "problems_error", "read_frame", "typed"]
 
@@ -29,6 +32,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "<na>", "?", "#value!", "nat"}
 DASHES = {"-", "--", "—", "–", ".", "none", "missing", "unknown", "n.a.", "k.a.", "*"}
 BOOLEANS = [("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"), ("off", "on")]
+ROOM = 64 * MIB  # what a packed file may hold beyond 50 times its own bytes
 MOSTLY = 0.9  # share of numbers from which a column is one of numbers with slips, and not one of text
 # Formats of dates: (as pandas writes them, in words). Where several fit all entries, the first is taken, and said.
 DATES = [("%Y-%m-%d", "year-month-day"), ("%Y/%m/%d", "year/month/day"), ("%d.%m.%Y", "day.month.year"),
@@ -85,8 +89,14 @@ def read_frame(path: Path, problems: list[str]) -> Read | None:
     """The columns of a file of text; what is wrong with it is appended to `problems` (None where that is all)."""
     opener = OPENERS.get(path.suffix.lower())
     try:
-        data = path.read_bytes() if opener is None else opener(path, "rb").read()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        file, size = open_regular(path)
+        with file:
+            data = file.read() if opener is None else bounded(opener(file, "rb"), 50 * size + ROOM)
+        if data is None:
+            problems.append(f"it has {amount(size)} and holds more than {amount(50 * size + ROOM)} packed; if that is "
+                            "as it should be, unpack it, and name the plain file")
+            return None
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         problems.append(f"it cannot be unpacked ({error}); pack it again, or leave it plain")
         return None
     text, whole = _decoded(data)
@@ -181,10 +191,9 @@ def _header(rows: list[tuple[int, list[str]]], separator: str, whole: list[str],
 
 def read_npz(path: Path, target: str) -> tuple[pd.DataFrame, str]:
     """Columns of an archive of arrays, and the target's name."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive of arrays; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
+    file, size = open_regular(path)
+    with file:
+        held = load_arrays(file, 50 * size + ROOM)
     if imaginary := [name for name, v in held.items() if v.dtype.kind == "c"]:
         raise ValueError(f"{imaginary[0]} holds complex numbers; give their parts as columns")
     if set(held) >= {"x", "y"} and held["x"].ndim == 2 and target in ("", "y"):
@@ -196,7 +205,7 @@ def read_npz(path: Path, target: str) -> tuple[pd.DataFrame, str]:
     wrong = [f"{k} {v.shape}" for k, v in held.items() if v.ndim != 1]
     if wrong or len({len(v) for v in held.values()}) > 1:
         raise ValueError("it needs arrays x (n, dim) and y (n,), or arrays (n,) of one length, one a column; it has "
-                         + ", ".join(f"{k} {v.shape}" for k, v in held.items()))
+                         + listed(f"{k} {v.shape}" for k, v in held.items()))
     return pd.DataFrame(held), target
 
 
