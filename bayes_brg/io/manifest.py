@@ -17,7 +17,7 @@ import numpy as np
 from ..core.files import MIB, amount, check_name, inside, open_regular, plain, seal, short, unseal, write_file
 
 __all__ = ["COPY", "FORMAT", "MANIFEST", "damage", "fault_of", "jsonable", "open_recorded", "read_manifest", "record",
-           "recorded", "write_json", "write_manifest"]
+           "record_anew", "recorded", "write_json", "write_manifest"]
 
 FORMAT = 3  # to be raised when a file's meaning changes: runs of a format that is not read are refused
 READ = (2, FORMAT)  # of format 2 the files have no checksums
@@ -256,6 +256,16 @@ def damage(root: Path, manifest: Mapping[str, Any], *, deep: bool = True, missin
     found = {name: fault_of(root, name, one, deep) for name, one in recorded(manifest).items()
              if missing or (root / name).is_symlink() or (root / name).exists()}
     return {name: fault for name, fault in found.items() if fault is not None}
+
+
+def record_anew(root: Path) -> None:
+    """Write down a run's files as they are now: for those that were changed on purpose."""
+    manifest = read_manifest(root)
+    for stage in manifest["stages"].values():
+        for name in stage.get("files", {}):
+            if (root / name).exists():
+                stage["files"][name] = record(inside(root, name).read_bytes())
+    write_manifest(root, manifest)
 
 
 def remedy(root: Path, manifest: Mapping[str, Any]) -> str:

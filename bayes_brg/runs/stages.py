@@ -387,17 +387,26 @@ def check_versions(experiment: Any, run: Run, accept: bool, refuse: bool = True)
     if accept:
         noted = run.manifest.setdefault("accepted", [])
         noted += [] if said in noted else [said]
-        for name, stage in run.manifest["stages"].items():
-            if "files" not in stage:  # from now on they are known by their bytes
-                names = [f for s in stages(experiment, run) if s.name == name for f in s.files]
-                stage["files"] = {f: record((run.path / f).read_bytes()) for f in names}
-                stage["versions"] = dict(run.manifest.get("versions", {}))
-        run.manifest["format"] = store.FORMAT
+        if run.manifest["format"] != store.FORMAT:
+            know_files(experiment, run)
     elif refuse:
         raise ValueError(f"{said}; keep them with --accept-changed (accept_changed=True), or choose another directory "
                          "with --out")
     else:
         warnings.warn(f"{said}; they are left as they are", UserWarning, stacklevel=4)
+
+
+def know_files(experiment: Any, run: Run) -> None:
+    """From now on the files of a run without checksums are known by their bytes."""
+    every, there = stages(experiment, run), run.recorded
+    claimed = {name: stage.name for stage in every for name in stage.files}
+    for name in there:
+        if name not in claimed and not name.startswith(("manifest", "report")):
+            claimed[name] = "data" if name.startswith("encod") else "figures" if "/" in name else "extras"
+    for name, stage in run.manifest["stages"].items():
+        stage["files"] = {f: record(inside(run.path, f).read_bytes()) for f in there if claimed.get(f) == name}
+        stage["versions"] = dict(run.manifest.get("versions", {}))
+    run.manifest["format"] = store.FORMAT
 
 
 def check_same_data(work: Work, accept: bool) -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 import bayes_brg as brg
 from bayes_brg.cli import main
 from bayes_brg.io import store
+from bayes_brg.io.manifest import record_anew
 from bayes_brg.runs import html
 from bayes_brg.runs.measures import summarize
 from bayes_brg.runs.report import SECTIONS
@@ -201,9 +202,9 @@ def made_up(run, path, good):
         flow["diverged"].values[:] = False
         store.write_datasets(file, {None: flow, "spectrum": made.spectra[method]})
         summarize(flow).to_csv(made.file("summary", method, ".csv"), index=False)
-    data = data.load()
     data["y_test"].values[:, 0] = (1 if good else 6) * stats.norm.ppf((rng.permutation(size) + 0.5) / size)
     store.write_datasets(path / "data.nc", {None: data})
+    record_anew(path)
     return path
 
 
@@ -249,7 +250,7 @@ def test_an_unfinished_run_does_not_blame_its_experiment(wide, folder):
     for path in (*part.glob("*.csv"), *part.glob("couplings*"), *part.glob("flow*"), *part.glob("figures/*")):
         path.unlink()
     manifest = json.loads((part / "manifest.json").read_text())
-    (part / "manifest.json").write_text(json.dumps(manifest | {"finished": False}))
+    store.write_manifest(part, manifest | {"finished": False})
     said = Page(brg.report(part).read_text(encoding="utf-8")).sections
     for name in ("field", "extras"):
         assert "not finished: run it again" in said[name] and "Experiment(" not in said[name]
