@@ -71,6 +71,9 @@ from .flow import (
     StepwiseFlow as StepwiseFlow,
 )
 from .flow import (
+    TemperedFlow as TemperedFlow,
+)
+from .flow import (
     closed_form_differences as closed_form_differences,
 )
 from .flow import (
@@ -93,6 +96,9 @@ from .flow import (
 )
 from .flow import (
     renormalize_stepwise as renormalize_stepwise,
+)
+from .flow import (
+    renormalize_tempered as renormalize_tempered,
 )
 from .flow import (
     unlearning as unlearning,

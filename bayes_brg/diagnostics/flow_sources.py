@@ -31,7 +31,8 @@ class Made:
         self.flow, self.label = flow, flow.posterior.method
         self.cutoffs = np.asarray(flow.cutoffs, float)
         self.available = flow.available if isinstance(flow, Flow) else np.union1d([0.0], self.cutoffs)
-        self.independent = bool(np.all(flow.posterior.stats.get("independent", False)))
+        self.independent = flow.independent if isinstance(flow, Flow) else bool(
+            np.all(flow.posterior.stats.get("independent", False)))
         self.stream = _data(flow.key if isinstance(flow, Flow) else name_key(flow.key, "refill"))
         self.bound: BoundModel = flow.bound if isinstance(flow, Flow) else bind(flow.model, x)
         self.likelihood = self.bound.likelihood

@@ -11,6 +11,7 @@ from .regulators import Regulator, unlearning
 from .renormalize import renormalize
 from .sampled import SampledFlow
 from .stepwise import StepwiseFlow, renormalize_stepwise
+from .tempered import TemperedFlow, renormalize_tempered
 
 __all__ = [
     "CriticalScale",
@@ -20,6 +21,7 @@ __all__ = [
     "Regulator",
     "SampledFlow",
     "StepwiseFlow",
+    "TemperedFlow",
     "closed_form_differences",
     "closed_form_flow",
     "critical_scale",
@@ -29,5 +31,6 @@ __all__ = [
     "removable_fraction",
     "renormalize",
     "renormalize_stepwise",
+    "renormalize_tempered",
     "unlearning",
 ]

@@ -63,6 +63,11 @@ class Flow:
         raise NotImplementedError
 
     @property
+    def independent(self) -> bool:
+        """Whether draws at one Λ are independent of each other."""
+        return bool(independence(self.posterior)["independent"])
+
+    @property
     def available(self) -> np.ndarray | None:
         """The Λ at which the flow can be had; None for any."""
         return None
@@ -111,7 +116,7 @@ class Flow:
         dims = ("cutoff", "chain", "draw", *extra)
         coords: dict[str, Any] = {d: np.arange(k) for d, k in zip(dims, values.shape, strict=True)}
         coords["cutoff"] = self.cutoffs if cutoffs is None else np.atleast_1d(np.asarray(cutoffs, float))
-        return xr.DataArray(values, coords=coords, dims=dims, name=name, attrs=independence(self.posterior))
+        return xr.DataArray(values, coords=coords, dims=dims, name=name, attrs={"independent": int(self.independent)})
 
     def predict(self, x, *, cutoffs=None, progress_bar: bool = True) -> xr.DataArray:
         """Output φ_θ(x) along the flow.

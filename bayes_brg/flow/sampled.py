@@ -113,7 +113,10 @@ class SampledFlow(Flow):
             nearest = " and ".join(f"{c:g}" for c in own[max(0, place - 1):place + 1])
             raise ValueError(f"this flow was sampled at its own cutoffs, not at Λ = {cutoff:g}; the nearest are "
                              f"{nearest}. Make one with this cutoff among cutoffs=")
-        return renormalized(self.posterior, flowed, cutoff)
+        found = renormalized(self.posterior, flowed, cutoff)
+        if "independent" in found.stats:
+            found = found.replace(stats={**found.stats, "independent": self.independent})
+        return found
 
 
 def prior_draws(bound: BoundModel, posterior: Posterior, key: jax.Array, x: Any, sites: tuple[str, ...]

@@ -37,6 +37,7 @@ from .infinite_width import (
 )
 from .kernels import feature_moments, nngp, ntk
 from .phi4 import Phi4Ring, phi4_ring
+from .tempered import TemperedLinear, tempered_linear
 
 __all__ = [
     "Activation",
@@ -70,4 +71,6 @@ __all__ = [
     "renormalized_gp",
     "renormalized_readout",
     "RenormalizedGP",
+    "TemperedLinear",
+    "tempered_linear",
 ]
