@@ -51,6 +51,7 @@ __all__ = ["Run", "load_posterior", "load_run", "replacing", "save_posterior", "
 
 SMALL = 64 * MIB  # a run up to here is checked byte by byte when it is loaded
 TABLE_LIMIT = 64 * MIB
+COLUMN_LIMIT = 10_000
 
 
 # -- posteriors -----------------------------------------------------------------------------------------------
@@ -257,6 +258,11 @@ class Run:
     def table(self, name: str, **options: Any) -> pd.DataFrame:
         """A CSV file of the run."""
         with self.open(name, TABLE_LIMIT) as file:
+            wide = file.readline().count(b",")
+            if wide > COLUMN_LIMIT:
+                raise ValueError(f"{plain(str(self.path / name))} has {wide + 1} columns, more than such a table "
+                                 "ever has")
+            file.seek(0)
             try:
                 return pd.read_csv(file, **options)
             except (ValueError, OverflowError) as error:
@@ -305,11 +311,19 @@ class Run:
 
     def inputs(self, name: str) -> Any:
         """``"x"``, ``"x_test"`` or ``"x_probe"`` as the model takes them: an array, or a dict or tuple of arrays."""
-        names = json.loads(self.data.attrs["trees"])[name]
+        try:
+            names = json.loads(self.data.attrs["trees"])[name]
+            json.dumps(names)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{plain(str(self.path / 'data.nc'))} does not say how {name} is built up") from None
         if names is None:
             raise ValueError(f"{name} of {self.path} is no array, dict, list or tuple, and cannot be read back; pass "
                              "the flow, experiment.flow_of(run, method)")
-        return tree_from(names, self.data)
+        try:
+            return tree_from(names, self.data)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{plain(str(self.path / 'data.nc'))} holds no {name} that can be read: "
+                             f"{short(error)}") from None
 
     def read_flow(self, method: str) -> xr.Dataset:
         """The flow of one method, without reading the others'."""

@@ -164,9 +164,10 @@ class Encoder:
         found = load_run(run, verify=False)
         if "encoder.json" not in found.recorded:
             raise FileNotFoundError(f"{run} has no encoder.json: it is no run of a table, or of an older version")
+        content = found.read_bytes("encoder.json")
         try:
-            return Encoder.restore(found.read_bytes("encoder.json").decode("utf-8"))
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            return Encoder.restore(content.decode("utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{found.path / 'encoder.json'} holds no encoder that can be read: "
                              f"{type(error).__name__}") from None
 
