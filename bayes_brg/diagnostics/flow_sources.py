@@ -90,7 +90,7 @@ class Stored:
 
     @cached_property
     def independent(self) -> bool:
-        return self.run.independent(self.label)
+        return self.run.independent(self.label) and bool(self.data["phi"].attrs.get("independent", True))
 
     def _at(self, scales: np.ndarray) -> np.ndarray:
         return np.abs(self.cutoffs - np.asarray(scales, float)[:, None]).argmin(axis=1)

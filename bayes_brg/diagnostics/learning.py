@@ -140,7 +140,10 @@ def _laws(by_time: dict[float, Posterior], flow: Any, x: Any, most: int, show: b
     stages = [independent_draws(bound.gauged(np.asarray(predict(flow.model, p, x, progress_bar=show)), x), p, most)
               for _, p in sorted(by_time.items())]
     along = flow.predict(x).transpose("cutoff", "chain", "draw", "point", "output")
-    scales = [independent_draws(bound.gauged(phi, x), flow.posterior, most) for phi in along.values]
+    drawn = flow.posterior  # of a flow that was resampled the draws are not independent, even if the posterior's are
+    if not along.attrs.get("independent", True):
+        drawn = drawn.replace(stats={**drawn.stats, "independent": False})
+    scales = [independent_draws(bound.gauged(phi, x), drawn, most) for phi in along.values]
     for name, laws in (("learning", stages), ("flow", scales)):
         for law in laws:
             bad = int((~(np.abs(law) <= largest(2)).all(axis=1)).sum())

@@ -78,6 +78,10 @@ class SampledFlow(Flow):
         """Fraction of the flowing directions that the data still determine, (cutoff,)."""
         return np.asarray(self.fraction)
 
+    def report(self) -> xr.Dataset:
+        """The diagnostics as a run keeps them."""
+        return self.diagnostics
+
     def at(self, cutoff: float) -> Posterior:
         """The renormalised posterior π_Λ at one of the flow's own cutoffs.
 

@@ -131,6 +131,11 @@ class TemperedFlow(SampledFlow):
         assert self.path is not None
         return self.path.peaks(self.num_data, level, check_count(num_bootstrap, "num_bootstrap", 10), seed)
 
+    def report(self) -> xr.Dataset:
+        """The diagnostics, and the critical scales in words."""
+        words = "; ".join(str(one) for one in self.critical_scales()) or "The heat capacity has no clear peak."
+        return self.diagnostics.assign_attrs(critical_scales=words)
+
     def hysteresis(self, *, key, progress_bar: bool = True) -> xr.Dataset:
         """The same path walked from the other end: do both walks say the same?
 

@@ -351,6 +351,17 @@ class Run:
         return found
 
     @cached_property
+    def sampling(self) -> dict[str, xr.Dataset]:
+        """Diagnostics of each method's flow, where that was sampled scale by scale (`SampledFlow.diagnostics`)."""
+        found = {}
+        for method in self.methods:
+            held = self._read(self.file("flow", method),
+                              lambda file: file.read("sampling") if "sampling" in file.groups else None)
+            if held is not None:
+                found[method] = held
+        return found
+
+    @cached_property
     def data(self) -> xr.Dataset:
         """``x, y, x_test, y_test, x_probe``, as the model takes them, and ``truth`` where the experiment gives it."""
         return self._read(self.path / "data.nc", Netcdf.read)

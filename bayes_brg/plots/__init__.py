@@ -9,7 +9,14 @@ Okabe and Ito's, and every series also has its own line style and marker, so tha
 from .board import board
 from .diagnostics import calibration_curve, comparison, learning_against_flow, rank_uniformity
 from .field import coupling_along_flow, couplings_along_flow, edgeworth_marginals
-from .flow import distribution, flow_distributions, loss_along_flow, moments_along_flow, stiff_fraction_along_flow
+from .flow import (
+    distribution,
+    effective_directions_along_flow,
+    flow_distributions,
+    loss_along_flow,
+    moments_along_flow,
+    stiff_fraction_along_flow,
+)
 from .runs import run_figures, spectrum
 from .style import COLOURS, INK, LINES, MARKERS, STYLE, cutoff_axis
 
@@ -27,6 +34,7 @@ __all__ = [
     "cutoff_axis",
     "distribution",
     "edgeworth_marginals",
+    "effective_directions_along_flow",
     "flow_distributions",
     "learning_against_flow",
     "loss_along_flow",

@@ -194,6 +194,39 @@ def stiff_fraction_along_flow(fraction: Any, *, critical_scale: Any = None, ax: 
 
 
 @_styled
+def effective_directions_along_flow(diagnostics: Any, *, critical_scale: Any = None, ax: Axes | None = None) -> Axes:
+    """How many directions the data still determine at each cutoff of a tempered flow.
+
+    Parameters
+    ----------
+    diagnostics : Dataset with ``effective_directions`` and its ``_sem``, or mapping of label to them
+        `TemperedFlow.diagnostics` over (cutoff,), or `TemperedFlow.levels` over (level,), which has more scales.
+    critical_scale : CriticalScale or (value, lower, upper), optional
+        Such as one of `TemperedFlow.critical_scales`.
+    ax : matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
+        x is Λ per datum; y is 2C, twice the heat capacity, with 95 % error bars.
+    """
+    ax = _axes(ax)
+    series = {}
+    for label, one in _by_label(diagnostics).items():
+        scales = np.asarray(one["cutoff"].values, float)
+        finite = np.isfinite(scales)  # Λ = ∞ has no place on the axis
+        series[label] = (scales[finite], *(one[f"effective_directions{s}"].values[finite] for s in ("", "_sem")))
+    place = cutoff_axis(ax, np.concatenate([scales for scales, _, _ in series.values()]))
+    for number, (label, (scales, value, error)) in enumerate(series.items()):
+        ax.errorbar(place(scales), value, 1.96 * error, label=label or None, **_look(number))
+    _mark_critical(ax, critical_scale)
+    ax.set_ylabel("directions that the data determine, 2C")
+    if ax.get_legend_handles_labels()[1]:
+        _legend(ax)
+    return ax
+
+
+@_styled
 def moments_along_flow(phi: Any, *, truth: float | None = None, critical_scale: Any = None,
                        closed_form: Mapping[str, xr.Dataset] | None = None,
                        axes: Sequence[Axes] | None = None) -> Figure:

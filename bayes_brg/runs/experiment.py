@@ -49,7 +49,8 @@ class Experiment:
     metric : mapping, or callable of settings
         Keywords of `fisher`, such as ``{"at": "mean"}``.
     flow : mapping, or callable of settings
-        Keywords of `renormalize`, such as ``{"cutoffs": [0, .1, 1], "refill": "zero"}``; Λ per datum. Without
+        ``kind``: "straight" (the default), the flow of `renormalize`, or "tempered", that of `renormalize_tempered`;
+        and the keywords of that function, such as ``{"cutoffs": [0, .1, 1], "refill": "zero"}``; Λ per datum. Without
         ``cutoffs`` they are spaced over the main metric by `cutoffs`.
     settings : mapping
         Names and default values, which ``--set name=value`` replaces by values of the same type. ``seed`` is always

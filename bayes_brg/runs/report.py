@@ -26,6 +26,7 @@ from ..posterior import Posterior
 from . import html, verdicts
 from .experiment import Experiment, load_experiment, named_figures
 from .measures import own_scores, scores_in_units
+from .sampling import figure_of, how_sampled
 from .stages import caption, make_data
 from .verdicts import Verdict, plus_minus
 
@@ -274,7 +275,7 @@ def _convergence(seen: _Seen) -> Markup:
         table = found.table.rename(columns=lambda c: c.replace("rhat", "R-hat").replace("ess", "ESS")
                                    .replace("mcse_per_sd", "MCSE/sd").replace("_", " "))
         out.append(html.table(table, f"{method}: worst and median over entries", index="quantity"))
-    return html.join(*out)
+    return html.join(*out, how_sampled(seen.run.sampling))
 
 
 def _spectrum(seen: _Seen) -> Markup:
@@ -293,7 +294,7 @@ def _spectrum(seen: _Seen) -> Markup:
         top = float(np.nanmax(table["stiffness"].values))
         total = int(table["num_directions"].sum())
         pictures.append(html.picture(
-            _figure_of(plots.spectrum, table, size=(5.8, 4.2)),
+            figure_of(plots.spectrum, table, size=(5.8, 4.2)),
             f"Stiffness of {total} directions of the {method} metric in descending order; the largest is {top:.3g}.",
             f"{method}: {total} directions, {table.attrs['kind']} metric, "
             + (f"median and 5 % to 95 % of {table.attrs['num_draws']} draws" if table.attrs["num_draws"] > 1
@@ -302,19 +303,6 @@ def _spectrum(seen: _Seen) -> Markup:
         "How many directions of parameter space the data hold, and how firmly. A sloppy model spreads over many "
         "decades; the flow gives directions back to the prior from right to left, each when Λ passes its stiffness."
     ) + html.figures(*pictures)
-
-
-def _figure_of(draw: Callable[..., Any], *what: Any, size: tuple[float, float] = (5.6, 4.2), **options: Any) -> Any:
-    """A Figure with one axes, drawn by a function of the plots, in their style."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from .. import plots
-
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(*what, ax=figure.subplots(), **options)
-    return figure
 
 
 def _loss(seen: _Seen) -> Markup:
@@ -328,14 +316,15 @@ def _loss(seen: _Seen) -> Markup:
         f"The test loss as sloppy directions are given back to the prior, then stiffer ones; y in {seen.units}. Dashed "
         "line and grey band: Λ_C of the main method with its interval. Behind the break at the left edge: Λ = 0."
     ) + html.join(*(html.verdict(v.holds, v.text, f"{m}:") for m, v in seen.flat.items())) + html.figures(
-        html.picture(_figure_of(plots.loss_along_flow, loss, critical_scale=seen.critical),
+        html.picture(figure_of(plots.loss_along_flow, loss, critical_scale=seen.critical),
                      f"Test loss against cutoff: median {start['loss_median']:.4g} at cutoff 0; critical scale "
                      f"{where}.",
                      "Median over members with 95 % intervals; band: 5 % to 95 % of the main method's members."),
-        html.picture(_figure_of(plots.stiff_fraction_along_flow, fraction, critical_scale=seen.critical),
+        html.picture(figure_of(plots.stiff_fraction_along_flow, fraction, critical_scale=seen.critical),
                      f"Fraction of directions that are stiff against cutoff, from 1 to "
                      f"{float(seen.run.flow['stiff_fraction'].values[-1]):.3g}.",
-                     "Share of directions with λ of at least Λ, which the flow leaves as the posterior has them."))
+                     "Share of directions with λ of at least Λ, which the flow leaves as the posterior has them; of a "
+                     "tempered flow, of those that the data determine."))
 
 
 def _distributions(seen: _Seen) -> Markup:
@@ -353,7 +342,7 @@ def _distributions(seen: _Seen) -> Markup:
         one = draws[seen.main].values[~seen.run.flow["diverged"].transpose(*draws[seen.main].dims).values]
         title = rf"$\Lambda$ = {_power(scale)}" + side.replace("Λ_C", r"$\Lambda_C$")
         pictures.append(html.picture(
-            _figure_of(distribution, draws, seen.run.truth, title=title, size=(5.6, 4.6)),
+            figure_of(distribution, draws, seen.run.truth, title=title, size=(5.6, 4.6)),
             f"Distribution of φ at cutoff {scale:g}{side}: mean {np.mean(one):.4g}, sd "
             f"{np.std(one, ddof=1):.4g}.",
             f"Λ = {scale:.4g}{side}."))
@@ -409,7 +398,7 @@ def _field(seen: _Seen) -> Markup:
             continue
         value = one[name].values
         pictures.append(html.picture(
-            _figure_of(plots.coupling_along_flow, tables, name, critical_scale=seen.critical),
+            figure_of(plots.coupling_along_flow, tables, name, critical_scale=seen.critical),
             f"{words[name]} along the flow: {value[0]:.3g} at cutoff 0, {value[-1]:.3g} at the end.",
             f"{words[name][:1].upper()}{words[name][1:]}, with 95 % intervals."))
     for method, table in tables.items():
@@ -445,7 +434,7 @@ def _calibration(seen: _Seen) -> Markup:
     quantiles = first.kind == "pit"
     few = " So few targets say little." if first.dataset.sizes["point"] < 20 else ""
     picture = html.picture(
-        _figure_of(plots.calibration_curve, scored, size=(4.8, 5.0)),
+        figure_of(plots.calibration_curve, scored, size=(4.8, 5.0)),
         f"Calibration curve of {', '.join(scored)} on {first.dataset.sizes['point']} test points; on the diagonal "
         "where calibrated.",
         ("Fraction of test targets below each predictive quantile" if quantiles else

@@ -24,8 +24,7 @@ from ..core.keys import name_key
 from ..flow.cutoffs import check_cutoffs
 from ..flow.cutoffs import cutoffs as spaced_cutoffs
 from ..flow.flow import Flow
-from ..flow.regulators import as_regulator
-from ..flow.renormalize import REFILLS, renormalize
+from ..flow.sampled import SampledFlow
 from ..io import store
 from ..io.manifest import fault_of, record
 from ..io.netcdf import Netcdf, content_digest, to_bytes
@@ -34,6 +33,7 @@ from ..metric.fisher import KINDS, fisher
 from ..metric.metric import spectrum_table
 from ..posterior import Posterior
 from .data import Data, data_dataset
+from .flow_kinds import flow_kind
 from .measures import measure, measure_couplings, summarize
 from .provenance import NUMBERS, fingerprint, imported, is_file, machine, versions
 from .settings import Settings, nearest
@@ -105,16 +105,14 @@ def with_zero(cutoffs: Any) -> np.ndarray:
 
 def check_options(experiment: Any, metric: Mapping[str, Any], flow: Mapping[str, Any]) -> None:
     """Refuse at the start what `fisher` and `renormalize` would refuse once everything is inferred."""
-    for part, function, given, own in (("metric", fisher, metric, ("model", "posterior", "x")),
-                                       ("flow", renormalize, flow, ("model", "posterior", "metric", "key"))):
-        known = [name for name in inspect.signature(function).parameters if name not in own]
+    kind = flow_kind(flow)[0]
+    own = [name for name in inspect.signature(fisher).parameters if name not in ("model", "posterior", "x")]
+    for part, known, given in (("metric", own, metric), ("flow", kind.options, flow)):
         for name in given:
             if name not in known:
                 raise TypeError(f"{part} of experiment {experiment.name!r} has no option {name!r}"
                                 f"{nearest(name, known)}; its options are {', '.join(known)}")
     check_choice(metric.get("kind", "diagonal"), "kind", KINDS)
-    check_choice(flow.get("refill", "prior"), "refill", REFILLS)
-    as_regulator(flow.get("regulator", "sharp"))
     if flow.get("cutoffs") is not None:
         with_zero(flow["cutoffs"])
 
@@ -135,17 +133,17 @@ def make_probe(experiment: Any, settings: Settings, data: Data | None = None) ->
 
 
 def make_flow(experiment: Any, settings: Settings, method: str, model: Any, posterior: Posterior, probe: Any,
-              cutoffs: Any) -> Flow:
+              cutoffs: Any, data: Data | None = None) -> Flow:
     """The flow of one method; without cutoffs they are spaced over its metric.
 
     Its key is that of the stream "flow", then of the method's name: two methods share no prior draw, so that they can
     be compared.
     """
     metric = fisher(model, posterior, probe, **options_of(experiment.metric, settings))
-    options = options_of(experiment.flow, settings)
+    kind, options = flow_kind(options_of(experiment.flow, settings))
     options["cutoffs"] = with_zero(spaced_cutoffs(metric) if cutoffs is None else cutoffs)
     key = name_key(name_key(jax.random.key(settings.seed), "flow"), method)
-    return renormalize(model, posterior, metric, key=key, **options)
+    return kind.make(model, posterior, metric, lambda: data or make_data(experiment, settings), key, options)
 
 
 # -- what each stage makes ------------------------------------------------------------------------------------
@@ -175,13 +173,16 @@ def flow(work: Work, method: str) -> None:
     cutoffs = options_of(work.experiment.flow, work.settings).get("cutoffs")
     if cutoffs is None and method != work.run.methods[0]:
         cutoffs = work.run.flow["cutoff"].values
-    made = make_flow(work.experiment, work.settings, method, work.model, work.posterior(method), work.probe, cutoffs)
+    made = make_flow(work.experiment, work.settings, method, work.model, work.posterior(method), work.probe, cutoffs,
+                     work.data)
     measured = measure(made, work.data, work.experiment.max_loss)
     work.run.manifest["results"][method] = dict(measured.attrs)
     metric = getattr(made, "metric", None)
     kept: dict[str | None, Any] = {None: measured}
     if metric is not None:
         kept["spectrum"] = spectrum_table(metric)
+    if isinstance(made, SampledFlow):
+        kept["sampling"] = made.report()
     work.write_datasets(work.run.file("flow", method), kept)
     work.fitted = {}
 

@@ -263,7 +263,7 @@ def test_hierarchies_and_constraints_flow_to_their_joint_prior():
                               {"independent": True})
     flow = brg.renormalize_tempered(model, posterior, x, y, cutoffs=[0.0, 1.0, 1e4], key=KEY)
     far = {s: np.ravel(v).astype(float) for s, v in flow.at(1e4).samples.items()}
-    assert stats.kstest(np.log(far["scale"]), "norm", (0, 0.5)).pvalue > 1e-3
+    assert stats.kstest(np.log(far["scale"]) / 0.5, "norm").pvalue > 1e-3
     assert stats.kstest(far["rate"], stats.gamma(2).cdf).pvalue > 1e-3
     assert stats.kstest(far["w"] / far["scale"], "norm").pvalue > 1e-3
     assert (far["rate"] > 0).all() and (np.asarray(flow.at(1.0).samples["rate"]) > 0).all()
