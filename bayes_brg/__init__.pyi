@@ -95,6 +95,9 @@ from .flow import (
     renormalize as renormalize,
 )
 from .flow import (
+    renormalize_fibre as renormalize_fibre,
+)
+from .flow import (
     renormalize_stepwise as renormalize_stepwise,
 )
 from .flow import (

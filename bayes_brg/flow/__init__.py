@@ -3,6 +3,7 @@
 from .closed_form import closed_form_differences, closed_form_flow
 from .critical_scale import CriticalScale, critical_scale, flow_differences
 from .cutoffs import cutoffs
+from .fibre import renormalize_fibre
 from .flow import Flow
 from .mapped import MappedFlow
 from .pruning import pruning_curve, removable_fraction
@@ -30,6 +31,7 @@ __all__ = [
     "pruning_curve",
     "removable_fraction",
     "renormalize",
+    "renormalize_fibre",
     "renormalize_stepwise",
     "renormalize_tempered",
     "unlearning",

@@ -75,20 +75,8 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     prior. With one shared metric (``at="mean"`` or ``"map"``), or where only a linear readout flows, it is; take a
     shared metric where that matters.
     """
-    key = check_key(key)
     refill = as_refill(refill)
-    scales = check_cutoffs(cutoffs)
-    bound = bind(model, metric.x)
-    if bound.sites != metric.bound.sites:
-        raise ValueError("the metric was computed for a model with other sites; compute it with brg.fisher on this one")
-    bound.check_params(posterior.samples, "posterior")
-    _check_model(bound, metric)
-    if metric.lead is not None and metric.lead != (posterior.num_chains, posterior.num_draws):
-        raise ValueError(f"the metric has (chain, draw) = {metric.lead} but the posterior "
-                         f"{(posterior.num_chains, posterior.num_draws)}; compute the metric on this posterior, or a "
-                         "shared one with at='mean'")
-    if metric.per_draw:
-        _check_draws(posterior, metric)
+    bound, scales, key = check_request(model, posterior, metric, cutoffs, key)
     spec = FlowSpec(replace(metric.geometry, bound=bound), refill, as_regulator(regulator))
     refill.check(bound)
     spec.regulator.check(metric, posterior)
@@ -100,6 +88,23 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
     flow = MappedFlow(model, posterior, scales, name_key(key, "refill"), metric, spec)
     _check_mean(flow)
     return refill.flow(flow, bounds or {})
+
+
+def check_request(model: Callable, posterior: Posterior, metric: Metric, cutoffs: Any, key: Any
+                  ) -> tuple[BoundModel, np.ndarray, jax.Array]:
+    """The bound model, the cutoffs and the key, checked, and that the metric is of this model and this posterior."""
+    key, scales, bound = check_key(key), check_cutoffs(cutoffs), bind(model, metric.x)
+    if bound.sites != metric.bound.sites:
+        raise ValueError("the metric was computed for a model with other sites; compute it with brg.fisher on this one")
+    bound.check_params(posterior.samples, "posterior")
+    _check_model(bound, metric)
+    if metric.lead is not None and metric.lead != (posterior.num_chains, posterior.num_draws):
+        raise ValueError(f"the metric has (chain, draw) = {metric.lead} but the posterior "
+                         f"{(posterior.num_chains, posterior.num_draws)}; compute the metric on this posterior, or a "
+                         "shared one with at='mean'")
+    if metric.per_draw:
+        _check_draws(posterior, metric)
+    return bound, scales, key
 
 
 def _check_draws(posterior: Posterior, metric: Metric) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -17,8 +17,12 @@ from ..model.bound import BoundModel, Params, bind
 from ..posterior import Posterior, check_proper
 from .cutoffs import check_cutoff
 from .flow import Flow, renormalized
+from .mapped import MappedFlow
+from .one_member import FlowSpec
+from .refills import Prior
+from .regulators import as_regulator
 
-__all__ = ["SampledFlow", "prior_draws"]
+__all__ = ["SampledFlow", "prior_draws", "prior_refills"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class SampledFlow(Flow):
             flowed = {s: v[near[0]].reshape(-1, *np.shape(v)[3:]) for s, v in self.samples.items()}
         elif np.isinf(cutoff):
             check_proper(self.bound)
-            flowed = prior_draws(self.bound, self.posterior, self.key, self.x, self.sites)
+            flowed = (prior_draws(self.bound, self.posterior, self.key, self.x, self.sites) if self.metric is None
+                      else prior_refills(self.bound, self.posterior, self.metric, self.key))
         else:
             place = int(np.searchsorted(own, cutoff))
             nearest = " and ".join(f"{c:g}" for c in own[max(0, place - 1):place + 1])
@@ -132,6 +137,14 @@ def prior_draws(bound: BoundModel, posterior: Posterior, key: jax.Array, x: Any,
     flat = posterior.flat()
     members = {s: flat[s] for s in bound.names}, np.arange(posterior.size)
     return map_draws(_prior_one, (bound, sites), members, (key, x))
+
+
+def prior_refills(bound: BoundModel, posterior: Posterior, metric: Metric, key: jax.Array) -> Params:
+    """`prior_draws` of a metric's sites by the very program of `renormalize` with that metric: another one may round
+    the last bit otherwise."""
+    spec = FlowSpec(replace(metric.geometry, bound=bound), Prior(), as_regulator("sharp"))
+    top = MappedFlow(bound.fn, posterior, np.array([np.inf]), key, metric, spec).at(np.inf).flat()
+    return {s: top[s] for s in metric.sites}
 
 
 def _prior_one(bound: BoundModel, sites: tuple[str, ...], member: tuple[Params, jax.Array], key: jax.Array, x: Any

@@ -32,7 +32,7 @@ from ..model.distributions import CENSORED, censoring
 from ..model.likelihoods import Likelihood, categorical_root
 from . import quadrature
 
-__all__ = ["Estimator", "choose", "responses"]
+__all__ = ["Estimator", "Outputs", "choose", "outputs", "responses"]
 
 
 class Data(NamedTuple):
@@ -192,16 +192,31 @@ def _observed_mask(d: dist.Distribution) -> Any:
     return mask
 
 
-def _formula_responses(d: dist.Distribution, varies: tuple[str, ...]) -> jax.Array:
-    """Sᵀη of an observed distribution, (leading axis, r), with S frozen."""
+class Outputs(NamedTuple):
+    """Distribution parameters of some data, entry by entry of each, and F_out = S Sᵀ; the responses are Sᵀη."""
+
+    eta: jax.Array
+    """(n, entries, k)"""
+    root: jax.Array
+    """S, (n, entries, k, r), with masks and weights."""
+
+    def responses(self) -> jax.Array:
+        """Sᵀη, (n, entries · r), with S frozen."""
+        r = jnp.einsum("nek,nekr->ner", self.eta, stop_gradient(self.root))
+        return r.reshape(r.shape[0], -1)
+
+
+def _formula_outputs(d: dist.Distribution, varies: tuple[str, ...]) -> Outputs:
+    """Of an observed distribution, leading axis the datum."""
     base, full = unwrap(d), (*d.batch_shape, *d.event_shape)
     found = _formula(base, varies)
     assert found is not None
     eta, root = found
     batch = full[: len(full) - base.event_dim]
-    r = jnp.einsum("...k,...kr->...r", eta, stop_gradient(root))
-    r = jnp.broadcast_to(r, (*batch, r.shape[-1])) * jnp.broadcast_to(_observed_mask(d), batch)[..., None]
-    return r.reshape(full[0], -1)
+    eta = jnp.broadcast_to(eta, (*batch, eta.shape[-1])).reshape(full[0], -1, eta.shape[-1])
+    root = jnp.broadcast_to(root, (*batch, *root.shape[-2:])) * jnp.broadcast_to(_observed_mask(d), batch)[..., None,
+                                                                                                            None]
+    return Outputs(eta, root.reshape(*eta.shape, root.shape[-1]))
 
 
 # -- any distribution with a KL -------------------------------------------------------------------------------
@@ -221,8 +236,8 @@ def _leaf_function(d: dist.Distribution, varies: tuple[int, ...]) -> tuple[jax.A
     return vector, rebuild
 
 
-def _kl_responses(d: dist.Distribution, varies: tuple[int, ...]) -> jax.Array:
-    """Sᵀη of the first datum of `d`, S Sᵀ the Hessian of KL(d(η₀) ‖ d(η)) at η = η₀."""
+def _kl_outputs(d: dist.Distribution, varies: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """η and S of the first datum of `d`, S Sᵀ the Hessian of KL(d(η₀) ‖ d(η)) at η = η₀."""
     eta, rebuild = _leaf_function(d, varies)
     start = stop_gradient(eta)
     here = rebuild(start)
@@ -232,8 +247,7 @@ def _kl_responses(d: dist.Distribution, varies: tuple[int, ...]) -> jax.Array:
         return jnp.sum(jnp.broadcast_to(kl, d.batch_shape).reshape(d.batch_shape[0], -1)[0])
 
     values, vectors = jnp.linalg.eigh(jax.hessian(divergence)(start))
-    root = vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values))  # keeps NaN, drops rounding below zero
-    return eta @ stop_gradient(root)
+    return eta, vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values))  # keeps NaN, drops rounding below zero
 
 
 # -- any distribution of one number -----------------------------------------------------------------------------
@@ -242,8 +256,8 @@ def _nodes(d: dist.Distribution, labels: int) -> quadrature.Rule:
     return quadrature.rule(unwrap(d), full, labels)
 
 
-def _quadrature_responses(d: dist.Distribution, varies: tuple[int, ...], labels: int) -> jax.Array:
-    """Sᵀη of the first datum of `d`, S Sᵀ = Σ over its numbers of E[score scoreᵀ]."""
+def _quadrature_outputs(d: dist.Distribution, varies: tuple[int, ...], labels: int) -> tuple[jax.Array, jax.Array]:
+    """η and S of the first datum of `d`, S Sᵀ = Σ over its numbers of E[score scoreᵀ]."""
     eta, rebuild = _leaf_function(d, varies)
     start = stop_gradient(eta)
     nodes = jax.tree.map(stop_gradient, _nodes(rebuild(start), labels))
@@ -258,7 +272,7 @@ def _quadrature_responses(d: dist.Distribution, varies: tuple[int, ...], labels:
     rows = jnp.where((weight > jnp.finfo(weight.dtype).eps ** 3)[..., None], slopes * jnp.sqrt(weight)[..., None], 0.0)
     rows = rows[:, 0].reshape(-1, eta.size)  # of the first datum
     values, vectors = jnp.linalg.eigh(rows.T @ rows)
-    return eta @ stop_gradient(vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values)))
+    return eta, vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values))
 
 
 def quadrature_mass(d: dist.Distribution, labels: int) -> jax.Array:
@@ -333,44 +347,65 @@ def labels(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: 
     return found._replace(scores=found.scores * batch.weight[:, None, None])
 
 
-def compressed(found: Labels) -> jax.Array:
-    """Responses (n, min(S, K)) whose rows have the same outer products as all S labels': memory is linear in S."""
+def compressed(found: Labels) -> Outputs:
+    """With S of min(S, K) columns whose outer products are those of all S labels: memory is linear in S."""
     eta, scores = found
     if scores.shape[1] > scores.shape[2]:
         values, vectors = jnp.linalg.eigh(jnp.einsum("nsk,nsl->nkl", scores, scores))
         scores = jnp.swapaxes(vectors * jnp.sqrt(jnp.where(values < 0, 0.0, values))[:, None, :], 1, 2)
-    return jnp.einsum("nrk,nk->nr", stop_gradient(scores), eta)
+    return Outputs(eta[:, None], jnp.swapaxes(scores, 1, 2)[:, None])
+
+
+def network_outputs(likelihood: Likelihood, how: Estimator, phi: jax.Array, batch: Data, key: Any) -> Outputs:
+    """Of a network's output φ (n, outputs)."""
+    if how.name == "montecarlo":
+        return compressed(network_labels(likelihood, how, phi, batch, key))
+    return Outputs(phi[:, None], likelihood.fisher_root(phi)[:, None])
 
 
 def output_responses(likelihood: Likelihood, how: Estimator, phi: jax.Array, batch: Data, key: Any) -> jax.Array:
     """Responses (n, R) of a network's output φ (n, outputs)."""
-    if how.name == "exact":
-        return jnp.einsum("nk,nkr->nr", phi, stop_gradient(likelihood.fisher_root(phi)))
-    if how.name == "montecarlo":
-        return compressed(network_labels(likelihood, how, phi, batch, key))
-    return likelihood.distribution(phi).log_prob(batch.y).reshape(-1, 1)
-
-
-def _general_one(bound: BoundModel, how: Estimator, params: Params, datum: Data, key: Any) -> jax.Array:
-    """Responses (R,) of one datum of any model."""
-    if how.name == "montecarlo":
-        return compressed(jax.tree.map(lambda a: a[None], _labels_one(bound, how, params, datum, key)))[0]
-    d = _observed_one(bound, how, params, datum)
     if how.name == "empirical":
-        return _log_prob_one(d, datum.y, how.copies)[None]
+        return likelihood.distribution(phi).log_prob(batch.y).reshape(-1, 1)
+    return network_outputs(likelihood, how, phi, batch, key).responses()
+
+
+def _outputs_one(bound: BoundModel, how: Estimator, params: Params, datum: Data, key: Any) -> Outputs:
+    """Of one datum of any model, without the leading n."""
+    if how.name == "montecarlo":
+        found = compressed(jax.tree.map(lambda a: a[None], _labels_one(bound, how, params, datum, key)))
+        return jax.tree.map(lambda a: a[0], found)
+    d = _observed_one(bound, how, params, datum)
     match how.family:
         case "formula":
-            return _formula_responses(d, how.varies)[0]
+            return jax.tree.map(lambda a: a[0], _formula_outputs(d, how.varies))
         case "kl":
-            return _kl_responses(d, how.varies)
+            eta, root = _kl_outputs(d, how.varies)
         case _:
-            return _quadrature_responses(d, how.varies, how.labels)
+            eta, root = _quadrature_outputs(d, how.varies, how.labels)
+    return Outputs(eta[None], root[None])
 
 
 def _weight(bound: BoundModel, params: Params, datum: Data) -> Any:
     """Root of the weight of one datum (`handlers.scale`)."""
     x = jax.tree.map(lambda leaf: leaf[None], datum.x)
     return jnp.sqrt(bound.weights(params, x)[0]) if bound.weighted else 1.0
+
+
+def outputs(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: Any = None) -> Outputs:
+    """Distribution parameters η of a batch of data and the root of F_out; of an estimator that is not empirical.
+
+    Parameters as in `responses`.
+    """
+    if bound.likelihood is not None and not how.varies:
+        found = network_outputs(bound.likelihood_at(params), how, bound.phi(params, batch.x), batch, key)
+    else:
+        def one(datum):
+            eta, root = _outputs_one(bound, how, params, datum, key)
+            return Outputs(eta, root * _weight(bound, params, datum))
+
+        found = jax.vmap(one)(batch)
+    return found._replace(root=found.root * batch.weight[:, None, None, None])
 
 
 def responses(bound: BoundModel, how: Estimator, params: Params, batch: Data, key: Any = None) -> jax.Array:
@@ -387,11 +422,17 @@ def responses(bound: BoundModel, how: Estimator, params: Params, batch: Data, ke
     key : jax.random.key, optional
         For drawn labels.
     """
+    if how.name != "empirical":
+        return outputs(bound, how, params, batch, key).responses()
     if bound.likelihood is not None and not how.varies:
         r = output_responses(bound.likelihood_at(params), how, bound.phi(params, batch.x), batch, key)
-    else:
-        r = jax.vmap(lambda datum: _general_one(bound, how, params, datum, key) * _weight(bound, params, datum))(batch)
-    return r * batch.weight[:, None]
+        return r * batch.weight[:, None]
+
+    def one(datum):
+        d = _observed_one(bound, how, params, datum)
+        return _log_prob_one(d, datum.y, how.copies)[None] * _weight(bound, params, datum)
+
+    return jax.vmap(one)(batch) * batch.weight[:, None]
 
 
 # -- which of them, decided once ------------------------------------------------------------------------------

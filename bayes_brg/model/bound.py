@@ -28,6 +28,7 @@ from ..core.checks import check_inputs, num_points
 from .contract import Findings, examine
 from .distributions import observed_mask, unwrap
 from .likelihoods import Likelihood
+from .normal_maps import from_normal, to_normal, unmapped
 from .readout import LinearReadout
 from .tracing import NamedSeed, Unweighted, check_call, hashable, is_factor, latents, output_of, per_datum
 
@@ -321,6 +322,40 @@ class BoundModel:
         """Log of prior (Jacobian included) times likelihood times factors at u, in nats."""
         with handlers.block():
             return -potential_energy(self._fixed(), (x, y), {}, u)
+
+    # -- coordinates z that are N(0, 1) under the prior, given the other sites -------------------------------
+    def from_normal(self, z: Params, given: Params, x: Any) -> Params:
+        """Native values of all sites: of those in `z` from coordinates that are N(0, 1) under the prior, of the others
+        as `given`; the prior of a child is that given its parents."""
+        def value(msg):
+            if msg["type"] != "sample" or msg["name"] not in self.names:
+                return None
+            s = msg["name"]
+            return from_normal(msg["fn"], z[s]) if s in z else given[s]
+
+        with handlers.block():
+            trace = handlers.trace(handlers.substitute(NamedSeed(self.fn, jax.random.key(0), unseen=self.observed),
+                                                       substitute_fn=value)).get_trace(x, None)
+        return {s: trace[s]["value"] for s in self.names}
+
+    def to_normal(self, params: Params, x: Any, sites: Sequence[str]) -> Params:
+        """Coordinates z of `sites` at native values of all sites."""
+        priors = self.priors(params, x)
+        return {s: to_normal(priors[s], params[s]) for s in sites}
+
+    def unmapped(self, params: Params, x: Any, sites: Sequence[str]) -> tuple[str, str]:
+        """The first of `sites` whose prior has no exact map from N(0, 1), and the name of that prior; or ("", "")."""
+        found = ["", ""]
+
+        def look(params):  # only traced: nothing is computed
+            for s, prior in self.priors(params, x).items():
+                law = unmapped(prior, self.site(s).shape) if s in sites else ""
+                if law:
+                    found[:] = s, law
+                    return
+
+        jax.eval_shape(look, params)
+        return found[0], found[1]
 
     # -- targets, structure -------------------------------------------------------------------------------
     def targets(self, y: Any, outputs: int | None = None) -> jax.Array:

@@ -17,6 +17,7 @@ from ..core.checks import check_count, check_positive
 from .bound import Params
 from .likelihoods import Likelihood, gaussian
 from .networks import Network, dense
+from .normal_maps import ball_from_normal, ball_to_normal
 
 
 class _Ball(constraints.Constraint):
@@ -103,6 +104,12 @@ class UniformBall(dist.Distribution):
     def log_prob(self, value):
         volume = math.pi ** (self.dim / 2) / math.gamma(self.dim / 2 + 1) * self.radius**self.dim
         return jnp.where(self.support(value), -math.log(volume), -jnp.inf)
+
+    def from_normal(self, z):
+        return ball_from_normal(z, self.radius)
+
+    def to_normal(self, value):
+        return ball_to_normal(value, self.radius)
 
     @property
     def mean(self):

@@ -23,6 +23,7 @@ from .bound import BoundModel, Params, Site
 from .distributions import unwrap
 from .hyperpriors import Hyperprior, number_or_law
 from .likelihoods import Likelihood, gaussian
+from .normal_maps import from_normal
 from .readout import LinearReadout
 
 __all__ = ["MLP", "BoundNetwork", "Network", "dense", "mlp"]
@@ -315,6 +316,10 @@ class BoundNetwork(BoundModel):
         priors = self._priors(params).items()
         return found | {s: (params[s] - unwrap(p).loc) / unwrap(p).scale if _is_normal(p)
                         else biject_to(p.support).inv(params[s]) for s, p in priors if s in params}
+
+    def from_normal(self, z, given, x=None):
+        found = {s: from_normal(law, z[s]) if s in z else given[s] for s, law in self._laws().items()}
+        return found | {s: from_normal(p, z[s]) if s in z else given[s] for s, p in self._priors(found).items()}
 
     def log_prior_of(self, u, x=None, y=None):
         terms = [jnp.sum(law.log_density(u[s])) for s, law in self._hyper.items() if s in u]

@@ -18,7 +18,7 @@ from scipy.linalg import cho_solve as host_cho_solve
 from .distributions import unwrap
 from .likelihoods import Likelihood
 
-__all__ = ["LinearReadout", "Readout", "draw_readout", "exact_shift", "log_marginal", "noise_factor"]
+__all__ = ["LinearReadout", "Readout", "draw_readout", "exact_shift", "log_marginal", "matheron", "noise_factor"]
 
 
 @dataclass(frozen=True)
@@ -372,6 +372,26 @@ def _white_draw(g, t, prior, epsilon):
         return prior + g.T @ cho_solve((factor, True), t - g @ prior - epsilon)
     factor = jnp.linalg.cholesky(g.T @ g + jnp.eye(p, dtype=g.dtype))
     return cho_solve((factor, True), g.T @ t) + solve_triangular(factor.T, prior, lower=False)
+
+
+def matheron(readout: Readout, design: jax.Array, y: jax.Array, prior: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """The draw of `draw_readout` that goes with given N(0, 1) numbers: v₀ (p, outputs) and ε₀ (n, outputs).
+
+    v = v₀ + GᵀS⁻¹(t − Gv₀ − ε₀), in either space: where nothing is seen of a direction it is v₀. A scale of 0 holds a
+    weight at its mean. One noise for all outputs and data.
+    """
+    return in_float64(_conditioned)(*_floats(readout, design, y), prior, epsilon)
+
+
+def _conditioned(design, mean, scale, noise, y, prior, epsilon):
+    g, t = design * (scale / noise), (y - design @ mean) / noise
+    n, p = g.shape
+    gap = t - g @ prior - epsilon
+    if n <= p:
+        shift = g.T @ cho_solve((jnp.linalg.cholesky(g @ g.T + jnp.eye(n, dtype=g.dtype)), True), gap)
+    else:
+        shift = cho_solve((jnp.linalg.cholesky(g.T @ g + jnp.eye(p, dtype=g.dtype)), True), g.T @ gap)
+    return mean + scale[:, None] * (prior + shift)
 
 
 def exact_shift(h: np.ndarray, residual: np.ndarray, prior_std: np.ndarray, noise: float) -> np.ndarray:
