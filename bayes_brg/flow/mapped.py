@@ -6,26 +6,33 @@ stiffness λ and the cutoff Λ, θ₀ one prior draw for each (chain, draw) and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from ..core.batching import default_chunk, map_draws
-from ..core.checks import check_like
+from ..core.checks import check_inputs, check_like
 from ..metric.fisher import restricted
 from ..metric.metric import Metric
+from ..metric.output_fisher import choose
 from ..model.bound import BoundModel, Params
 from ..posterior import Posterior, work
 from .cutoffs import check_cutoff, check_cutoffs, working
 from .flow import Flow, renormalized
+from .linearity import exactly, linearity_one
 from .one_member import FlowSpec, Member, Setting, along_one, at_one, mean_one, reduced
 from .regulators import Regulator
 
 __all__ = ["MappedFlow"]
+
+LOOKED_AT = 6  # draws, and cutoffs, that a warning rests on
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class MappedFlow(Flow):
     def _along(self, quantity: str, x, y=None, cutoffs=None, show: bool = True, draw_key=None) -> np.ndarray:
         """(cutoff, chain, draw, ...) of a quantity."""
         check_like(x, self.metric.x)
+        _ = self._bent
         cutoffs = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
         chunk = 1 if self.spec.linear else default_chunk(work(self.spec.bound, x))
         values = map_draws(along_one, (self.spec, quantity), self._members(),
@@ -130,7 +138,73 @@ class MappedFlow(Flow):
 
     def _sums(self, quantity: str, x, y, scales: np.ndarray) -> Any:
         check_like(x, self.metric.x)
+        _ = self._bent
         return reduced(self.spec, quantity, self._members(), self._setting(scales, x, y))
+
+    # -- straight lines -----------------------------------------------------------------------------------
+    def linearity(self, x=None, *, cutoffs=None) -> xr.DataArray:
+        """How far the output leaves the linearisation that the metric's directions are made of, in units of the noise.
+
+        √ mean over points of ΔᵀF_out Δ with Δ = η(θ_Λ) − [η(θ) + J (θ_Λ − θ)], η the parameters of the observed
+        distribution (φ of a Gaussian). Beyond 1 the flow's outputs are no statement about the posterior: what moved
+        along "sloppy" directions moved the output by more than the noise. 0 for a readout that is linear.
+
+        Parameters
+        ----------
+        x : array (n, dim), optional
+            Default: the metric's probe inputs.
+        cutoffs : array, optional
+            Other cutoffs than the flow's own.
+
+        Returns
+        -------
+        DataArray (cutoff, chain, draw)
+        """
+        scales = self.cutoffs if cutoffs is None else check_cutoffs(cutoffs)
+        x = self.metric.x if x is None else check_inputs(x)
+        check_like(x, self.metric.x)
+        values = self._linearity(self._members(), x, scales)
+        shape = len(scales), self.posterior.num_chains, self.posterior.num_draws
+        return self._array(values.reshape(shape), "linearity", scales)
+
+    def _linearity(self, members: Member, x: Any, scales: np.ndarray) -> np.ndarray:
+        """(cutoff, T)"""
+        spec, size = self.spec, len(members.index)
+        if spec.linear:
+            return np.zeros((len(scales), size))
+        if spec.geometry.how.name == "empirical":
+            one = jax.tree.map(lambda a: a[0], members.theta)
+            how = choose(spec.bound, "exact", 64, one, x, spec.sites, members.theta)
+            if how.name != "exact":
+                raise ValueError("this likelihood has no output Fisher matrix in closed form, in which units linearity "
+                                 "is measured; pass estimator='montecarlo' to brg.fisher")
+            spec = exactly(spec, how)
+        found = map_draws(linearity_one, (spec,), members, (self._setting(scales, x),))
+        return np.asarray(found).T
+
+    @cached_property
+    def _bent(self) -> None:
+        """Warns, once a flow, of outputs beyond the linearisation: by a few draws at a few cutoffs."""
+        between = np.flatnonzero((self.stiff_fraction > 0) & (self.cutoffs > 0))
+        if self.spec.geometry.entrywise or self.spec.linear or not between.size:
+            return
+        some = between[np.unique(np.linspace(0, between.size - 1, LOOKED_AT).round().astype(int))]
+        draws = np.unique(np.linspace(0, self.posterior.size - 1, LOOKED_AT).round().astype(int))
+        members = jax.tree.map(lambda a: np.asarray(a)[draws], self._members())
+        try:
+            values = self._linearity(members, self.metric.x, self.cutoffs[some])
+        except ValueError:  # no units to measure it in
+            return
+        values = np.where(np.isfinite(values).any(axis=1), np.nanmedian(values, axis=1), 0.0)
+        if (values > 1).any():
+            first, worst = int(np.argmax(values > 1)), int(np.argmax(values))
+            low, high = (f"{values[i]:.2g} times the noise (median) at Λ = {self.cutoffs[some[i]]:.3g}, where "
+                         f"{self.stiff_fraction[some[i]]:.1%} of the directions are kept" for i in (first, worst))
+            warnings.warn("this flow moves along straight lines in the metric's eigenmodes, and its output leaves "
+                          f"their linearisation: by {low}" + (f"; by {high}" if worst != first else "")
+                          + ". Losses there say nothing of the posterior; see flow.linearity, and use "
+                          "brg.renormalize_fibre or brg.renormalize_tempered, which hold for any network",
+                          UserWarning, stacklevel=5)
 
     def by_site(self, sites: Sequence[str] | None = None) -> dict[str, MappedFlow]:
         """One flow a site, in which only that site flows; for critical scales layer by layer.
