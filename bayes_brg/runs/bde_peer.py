@@ -40,7 +40,7 @@ np.savez(os.path.join(folder, "found.npz"), **found)
 
 def bde(x, y, x_test, *, key, num_classes: int = 0, hidden_layers: tuple[int, ...] = (16, 16), num_members: int = 8,
         num_epochs: int = 200, num_warmup: int = 5000, num_steps: int = 2000, thinning: int = 2,
-        max_rows: int = 4000, python: str = "") -> Predictive:
+        max_rows: int = 4000, num_devices: int = 0, python: str = "") -> Predictive:
     """Bayesian deep ensembles of `sklearn-contrib-bde`: microcanonical Langevin chains from trained networks [1]_.
 
     The defaults are those that its own page shows for a table. Each network learns a mean and a standard deviation at
@@ -58,6 +58,8 @@ def bde(x, y, x_test, *, key, num_classes: int = 0, hidden_layers: tuple[int, ..
         every so many.
     max_rows : int
         Of more rows, the first so many.
+    num_devices : int
+        Chains at work at a time; 0: one for each core of the machine.
     python : str
         An interpreter that has the package; by default what the environment variable ``BAYES_BRG_BDE_PYTHON`` names.
 
@@ -83,7 +85,8 @@ def bde(x, y, x_test, *, key, num_classes: int = 0, hidden_layers: tuple[int, ..
     settings: dict[str, Any] = {
         "hidden_layers": list(hidden_layers), "n_members": num_members, "seed": peer_seed(key), "epochs": num_epochs,
         "warmup_steps": num_warmup, "n_samples": num_steps, "n_thinning": thinning, "patience": 10, "lr": 1e-3,
-        "validation_split": 0.15, "weight_decay": 1e-4, "num_classes": num_classes, "devices": os.cpu_count() or 1}
+        "validation_split": 0.15, "weight_decay": 1e-4, "num_classes": num_classes,
+        "devices": num_devices or os.cpu_count() or 1}
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "PYTHON"))}
     with tempfile.TemporaryDirectory() as folder:
         y = np.asarray(y)[:max_rows]
