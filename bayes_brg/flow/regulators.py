@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -174,17 +174,19 @@ REGULATORS: dict[str, Regulator] = {"sharp": Regulator()}
 GRID = np.r_[0.0, np.geomspace(1e-6, 1e6, 49)]
 
 
-def _tried(function: Callable, cutoff: float, what: str) -> np.ndarray:
-    """A function of (λ, Λ) on the grid, compiled as the flow does it: NumPy functions fail here and not later."""
-    try:
-        found = np.asarray(jax.jit(lambda lam, cut: function(lam, cut))(jnp.asarray(GRID), jnp.asarray(cutoff)))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{what}(λ, Λ) failed on arrays: {reason}; write it with jax.numpy") from error
-    if found.shape != GRID.shape or not np.isfinite(found).all():
-        raise ValueError(f"{what}(λ, Λ) must give one finite number for each λ, but at Λ = {cutoff:g} it gives shape "
-                         f"{found.shape} with values from {found.min()} to {found.max()}")
-    return found
+def _tried(function: Callable, what: str) -> Iterator[tuple[float, np.ndarray]]:
+    """A function of (λ, Λ) on the grid at three cutoffs, compiled as in a flow: NumPy functions fail here, not later."""
+    compiled = jax.jit(lambda lam, cut: function(lam, cut))
+    for cutoff in (1e-3, 1.0, 1e3):
+        try:
+            found = np.asarray(compiled(GRID, np.asarray(cutoff)))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{what}(λ, Λ) failed on arrays: {reason}; write it with jax.numpy") from error
+        if found.shape != GRID.shape or not np.isfinite(found).all():
+            raise ValueError(f"{what}(λ, Λ) must give one finite number for each λ, but at Λ = {cutoff:g} it gives "
+                             f"shape {found.shape} with values from {found.min()} to {found.max()}")
+        yield cutoff, found
 
 
 def as_regulator(regulator: Any) -> Regulator:
@@ -199,14 +201,12 @@ def as_regulator(regulator: Any) -> Regulator:
         except TypeError:
             raise TypeError(f"the regulator {type(regulator).__name__} cannot be hashed, which compiled code needs; "
                             "make it a @dataclass(frozen=True) or a plain class") from None
-        for cutoff in (1e-3, 1.0, 1e3):
-            for weight in ("alpha", "beta"):
-                _tried(getattr(regulator, weight), cutoff, f"{type(regulator).__name__}.{weight}")
+        for weight in ("alpha", "beta"):
+            list(_tried(getattr(regulator, weight), f"{type(regulator).__name__}.{weight}"))
         return regulator
     if not callable(regulator):
         return REGULATORS[check_choice(regulator, "regulator", REGULATORS)]
-    for cutoff in (1e-3, 1.0, 1e3):
-        alpha = _tried(regulator, cutoff, "the regulator α")
+    for cutoff, alpha in _tried(regulator, "the regulator α"):
         if not ((alpha >= 0) & (alpha <= 1)).all():
             raise ValueError(f"the regulator must return α(λ, Λ) between 0 and 1 for each λ, but at Λ = {cutoff:g} it "
                              f"gives values from {alpha.min()} to {alpha.max()}; for any other rule subclass Regulator")
