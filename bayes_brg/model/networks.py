@@ -244,7 +244,7 @@ class BoundNetwork(BoundModel):
             return jnp.zeros((*h.shape[:-1], params[weight].shape[1])) + jnp.sum(h)
 
         def elsewhere(site):
-            rest = {s: jnp.zeros(p.shape) for s, p in params.items()}
+            rest = {s: np.zeros(p.shape, jnp.result_type(float)) for s, p in params.items()}
             return depends(lambda v: [self.network.apply({**rest, site: v}, jnp.zeros((3, self.dim)), without)],
                            rest[site])[0]
 
@@ -396,6 +396,7 @@ class MLP(Network):
 
     def priors(self, dim: int) -> dict[str, dist.Distribution]:
         sizes, priors, stds = (dim, *self.widths, self.out), {}, self._stds()
+        zero = np.zeros((), jnp.result_type(float))  # one number, seen in every shape: JAX would compile each array
         for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
             for site, shape in ((f"w{layer}", (fan_in, fan_out)), (f"b{layer}", (fan_out,))):
                 if site not in stds:
@@ -403,7 +404,7 @@ class MLP(Network):
                 std = stds[site][1]
                 std = 1.0 if self.scaling == "ntk" or isinstance(std, Hyperprior) else std
                 std = std / math.sqrt(fan_in) if self.scaling == "fan_in" and len(shape) == 2 else std
-                priors[site] = dist.Normal(jnp.zeros(shape), std, validate_args=False).to_event(len(shape))
+                priors[site] = dist.Normal(np.broadcast_to(zero, shape), std, validate_args=False).to_event(len(shape))
         return priors
 
     def hyperpriors(self, dim: int) -> dict[str, tuple[Hyperprior, tuple[int, ...]]]:
