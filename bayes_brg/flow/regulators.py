@@ -175,7 +175,7 @@ GRID = np.r_[0.0, np.geomspace(1e-6, 1e6, 49)]
 
 
 def _tried(function: Callable, what: str) -> Iterator[tuple[float, np.ndarray]]:
-    """A function of (λ, Λ) on the grid at three cutoffs, compiled as in a flow: NumPy functions fail here, not later."""
+    """A function of (λ, Λ) on the grid at three cutoffs, compiled as a flow does it: NumPy functions fail here."""
     compiled = jax.jit(lambda lam, cut: function(lam, cut))
     for cutoff in (1e-3, 1.0, 1e3):
         try:

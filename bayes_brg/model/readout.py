@@ -102,7 +102,8 @@ class LinearReadout:
         if not self.means:
             return self.inexact()
         with jax.ensure_compile_time_eval():  # the answer is needed in traced code too
-            known = {s: np.ones(shape, jnp.result_type(float)) for s, shape in zip(self.hidden, self.hidden_shapes, strict=True)}
+            shapes = zip(self.hidden, self.hidden_shapes, strict=True)
+            known = {s: np.ones(shape, jnp.result_type(float)) for s, shape in shapes}
             bases = [unwrap(p) for s, p in self.priors(known).items() if s in self.sites]
             if not all(isinstance(p, dist.Normal) for p in bases):
                 return "the prior of the readout is not Gaussian"
