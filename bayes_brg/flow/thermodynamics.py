@@ -27,6 +27,7 @@ from .critical_scale import CriticalScale
 from .tempering import Level
 
 LAGS = 40  # levels that ancestry is followed back
+GRID = 301  # scales at which a curve is looked at
 FEWEST = 8  # groups below which a grouping says nothing of an error
 
 
@@ -269,37 +270,43 @@ class Path:
     # -- transitions ----------------------------------------------------------------------------------------------
     def peaks(self, num_data: int, level: float, num_bootstrap: int, seed: int, certain: float = 2.0
               ) -> list[CriticalScale]:
-        """Maxima of C over log Λ that stand out of their surroundings by `certain` standard errors."""
+        """Maxima of C over log Λ that stand out of their surroundings by `certain` standard errors.
+
+        Of the curve smoothed by parabolas that are fitted about each scale, over a third of an e-fold or five levels.
+        """
         use = np.flatnonzero(self.powers > 0)
         use = use[np.argsort(-self.powers[use])]  # Λ grows
-        scales, curve = np.log(1 / (num_data * self.powers[use])), self.capacity[use]
-        covariance = self.capacity_covariance[np.ix_(use, use)]
-        error = np.sqrt(np.diag(covariance))
-        tops, about = signal.find_peaks(curve, prominence=0.0)
+        if len(use) < 5:
+            return []
+        scales = np.log(1 / (num_data * self.powers[use]))
+        grid = np.linspace(scales[0], scales[-1], GRID)
+        smooth = _smoother(scales, grid, max(0.35, 1.5 * float(np.median(np.diff(scales)))))
+        curve = smooth @ self.capacity[use]
+        covariance = smooth @ self.capacity_covariance[np.ix_(use, use)] @ smooth.T
         values, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(np.maximum(values, 0))
-        noise = np.random.default_rng(seed).normal(size=(num_bootstrap, len(use))) @ root.T
+        noise = np.random.default_rng(seed).normal(size=(num_bootstrap, GRID)) @ (
+            vectors * np.sqrt(np.maximum(values, 0))).T
+        tops, about = signal.find_peaks(curve, prominence=0.0)
         found = []
-        for top, prominence, left, right in zip(tops, about["prominences"], about["left_bases"], about["right_bases"],
-                                                strict=True):
+        for top, left, right in zip(tops, about["left_bases"], about["right_bases"], strict=True):
             side = left if curve[left] > curve[right] else right
-            if prominence < certain * math.hypot(error[top], error[side]):
+            error = covariance[top, top] + covariance[side, side] - 2 * covariance[top, side]
+            if curve[top] - curve[side] < certain * math.sqrt(max(error, 0)):
                 continue
-            window = slice(int(left), int(right) + 1)
-            drawn = [_vertex(scales[window], (curve + one)[window], error[window]) for one in noise]
-            low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-            value, low, high = np.exp([_vertex(scales[window], curve[window], error[window]), low, high])
-            found.append(CriticalScale(float(value), float(low), float(high), level,
-                                       f"peak of the heat capacity, {curve[top]:.3g} ± {error[top]:.2g}"))
+            window = slice(left, right + 1)
+            drawn = grid[window][np.argmax((curve + noise)[:, window], axis=1)]
+            value, low, high = np.exp([grid[top], *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])])
+            found.append(CriticalScale(float(value), float(low), float(high), level, "peak of the heat capacity, "
+                                       f"{curve[top]:.3g} ± {math.sqrt(covariance[top, top]):.2g}"))
         return found
 
 
-def _vertex(place: np.ndarray, curve: np.ndarray, error: np.ndarray) -> float:
-    """Where the parabola through the levels about the largest has its top, not beyond them."""
-    top = int(np.argmax(curve))
-    near = slice(max(0, top - 2), top + 3)
-    u, v, weights = place[near], curve[near], 1 / np.maximum(error[near], 1e-12)
-    if len(u) < 3:
-        return float(place[top])
-    a, b, _ = np.polyfit(u - place[top], v, 2, w=weights)
-    return float(place[top]) if a >= 0 else float(np.clip(place[top] - b / (2 * a), u[0], u[-1]))
+def _smoother(place: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
+    """The matrix (grid, place) of parabolas fitted with Gaussian weights about each point of a grid."""
+    rows = []
+    for point in grid:
+        u = place - point
+        design = np.vander(u, 3, increasing=True)
+        weights = np.exp(-0.5 * (u / width) ** 2) + 1e-9  # never fewer than three points
+        rows.append(np.linalg.lstsq(design * np.sqrt(weights)[:, None], np.diag(np.sqrt(weights)), rcond=None)[0][0])
+    return np.array(rows)
