@@ -11,6 +11,7 @@ from .convergence import Convergence, convergence
 from .distances import Distance, KolmogorovSmirnov, adjust, energy_distance, gaussian_wasserstein, kolmogorov_smirnov
 from .learning import learning_vs_flow
 from .scores import Scores, loo, scores
+from .side_by_side import side_by_side
 
 __all__ = [
     "Better",
@@ -31,5 +32,6 @@ __all__ = [
     "loo",
     "sbc",
     "scores",
+    "side_by_side",
     "signed_rank",
 ]

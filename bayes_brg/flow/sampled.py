@@ -115,8 +115,10 @@ class SampledFlow(Flow):
             flowed = {s: v[near[0]].reshape(-1, *np.shape(v)[3:]) for s, v in self.samples.items()}
         elif np.isinf(cutoff):
             check_proper(self.bound)
-            flowed = (prior_draws(self.bound, self.posterior, self.key, self.x, self.sites) if self.metric is None
-                      else prior_refills(self.bound, self.posterior, self.metric, self.key))
+            if self.metric is not None and set(self.metric.sites) == set(self.sites):
+                flowed = prior_refills(self.bound, self.posterior, self.metric, self.key)
+            else:
+                flowed = prior_draws(self.bound, self.posterior, self.key, self.x, self.sites)
         else:
             place = int(np.searchsorted(own, cutoff))
             nearest = " and ".join(f"{c:g}" for c in own[max(0, place - 1):place + 1])

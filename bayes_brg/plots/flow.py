@@ -351,3 +351,40 @@ def _either_side(cutoffs: np.ndarray, critical: float | None) -> list[int]:
     below = [int(i) for i in order if cutoffs[i] < critical]
     above = [int(i) for i in order if cutoffs[i] >= critical]
     return sorted({*below[:1], *below[-1:], *above[:1], *above[-1:]})
+
+
+@_styled
+def flows_side_by_side(table: Any, *, axes: Sequence[Axes] | None = None) -> Figure:
+    """Held-out loss of several flows against the cutoff, and against the share of directions kept.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `diagnostics.side_by_side`.
+    axes : two matplotlib Axes, optional
+
+    Returns
+    -------
+    matplotlib Figure
+        y is the median loss over draws relative to Λ = 0 (its level where that is not positive).
+    """
+    if axes is None:
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    left, right = axes
+    finite = table[np.isfinite(table["cutoff"])]
+    place = cutoff_axis(left, finite["cutoff"].to_numpy(float))
+    positive = bool((table["loss"] > 0).all())
+    column = "loss_ratio" if positive else "loss"
+    for number, (name, rows) in enumerate(finite.groupby("flow", sort=False)):
+        look = {k: v for k, v in _look(number).items() if k not in ("capsize", "elinewidth")}
+        left.plot(place(rows["cutoff"].to_numpy(float)), rows[column], label=str(name), **look)
+        some = rows[rows["kept"] > 0]
+        right.plot(some["kept"], some[column], label=str(name), **look)
+    right.set_xscale("log")
+    right.set_xlabel("share of directions kept")
+    for ax in (left, right):
+        if positive:
+            ax.set_yscale("log")
+        ax.set_ylabel("median loss" + (r" over that at $\Lambda$ = 0" if positive else ""))
+        _legend(ax)
+    return _figure(left)

@@ -49,9 +49,10 @@ class Experiment:
     metric : mapping, or callable of settings
         Keywords of `fisher`, such as ``{"at": "mean"}``.
     flow : mapping, or callable of settings
-        ``kind``: "straight" (the default), the flow of `renormalize`, or "tempered", that of `renormalize_tempered`;
-        and the keywords of that function, such as ``{"cutoffs": [0, .1, 1], "refill": "zero"}``; Λ per datum. Without
-        ``cutoffs`` they are spaced over the main metric by `cutoffs`.
+        ``kind``: "straight" (the default), the flow of `renormalize`; "fibre", that of `renormalize_fibre`;
+        "tempered", that of `renormalize_tempered`; and the keywords of that function, such as
+        ``{"cutoffs": [0, .1, 1], "refill": "zero"}``; Λ per datum. Without ``cutoffs`` they are spaced over the main
+        metric by `cutoffs`. `flow_of` samples the last two anew.
     settings : mapping
         Names and default values, which ``--set name=value`` replaces by values of the same type. ``seed`` is always
         there (0).

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..core.checks import check_choice
+from ..flow.fibre import renormalize_fibre
 from ..flow.flow import Flow
 from ..flow.regulators import as_regulator
 from ..flow.renormalize import REFILLS, renormalize
@@ -43,8 +44,10 @@ class FlowKind(NamedTuple):
         return replace(made, metric=metric)
 
 
-FLOW_KINDS = {"straight": FlowKind(renormalize), "tempered": FlowKind(renormalize_tempered, of_data=True)}
-"""``"straight"``: along the metric's directions, `renormalize`; ``"tempered"``: `renormalize_tempered`."""
+FLOW_KINDS = {"straight": FlowKind(renormalize), "fibre": FlowKind(renormalize_fibre),
+              "tempered": FlowKind(renormalize_tempered, of_data=True)}
+"""``"straight"``: along the metric's directions, `renormalize`; ``"fibre"``: `renormalize_fibre`, whose metric is full,
+whitened and at every draw; ``"tempered"``: `renormalize_tempered`."""
 
 
 def flow_kind(options: Mapping[str, Any]) -> tuple[FlowKind, dict[str, Any]]:
