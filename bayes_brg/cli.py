@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .core.files import WriteError, listed, plain
+from .core.files import WriteError, listed, plain, short
 
 __all__ = ["main"]
 
@@ -237,7 +237,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     store.write_datasets(out / f"{stem}.nc", {None: found.dataset}, root=root)
     picture = io.BytesIO()
     plots.comparison(found).savefig(picture, format="png", dpi=150)
-    store.write_file(out / f"{stem}.png", picture.getbuffer(), root=root)
+    store.write_file(out / f"{stem}.png", picture.getvalue(), root=root)
     if not arguments.quiet:
         if "y_scale" in first.data.attrs:
             form = first.data.attrs.get("y_transform", "")
@@ -329,9 +329,10 @@ def _info(arguments: argparse.Namespace) -> None:
 def report(run) -> str:
     """What a run found, as text: settings, the summary of the main method, Λ_C of each, seconds, files."""
     manifest = run.manifest
-    lines = [f"{run.name}: " + ", ".join(f"{k}={v}" for k, v in run.settings.items())]
+    lines = [f"{run.name}: " + ", ".join(
+        short(f"{k}={v}", 200) for k, v in itertools.islice(run.settings.items(), 200))]
     if not run.finished:
-        lines.append("not finished; stages done: " + (", ".join(manifest["stages"]) or "none"))
+        lines.append("not finished; stages done: " + (listed(manifest["stages"], 100) or "none"))
     if run.file("summary", None, ".csv").name in run.recorded:
         table = run.summary
         lacking = [name for name in COLUMNS if name not in table]
@@ -344,15 +345,16 @@ def report(run) -> str:
     results = manifest.get("results", {})
     if results:
         lines.append("")
-    for method, found in results.items():
+    for method, found in itertools.islice(results.items(), 100):
         diverged, total = found.get("num_diverged", 0), found.get("num_members", 0)
-        lines.append(f"{method}: {found.get('critical_scale_text', 'Λ_C is not known')}; {diverged} of {total} members "
-                     "diverged" + (" and are left out" if diverged else "")
+        scale = short(found.get("critical_scale_text", "Λ_C is not known"), 300)
+        lines.append(f"{method}: {scale}; {diverged} of {total} members diverged"
+                     + (" and are left out" if diverged else "")
                      + (f"; {found['num_unstable']} more were unstable in training but are kept"
                         if found.get("num_unstable") else ""))
     seconds = {name: entry["seconds"] for name, entry in manifest["stages"].items()}
     lines.append("")
-    lines.append(f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{name} {s:.1f}" for name, s in seconds.items()))
+    lines.append(f"{sum(seconds.values()):.1f} s: " + listed((f"{n} {s:.1f}" for n, s in seconds.items()), 100))
     if "scores.csv" in run.recorded:
         lines += ["", "held out, at Λ = 0" + units_of(run), scores_text(run.table("scores.csv"))]
     lines.append(f"{run.path}: {files_text(run.path)}")

@@ -105,7 +105,7 @@ def inside(root: Path, name: str) -> Path:
     path = root / name
     try:
         found = path.resolve()
-        held = found.is_relative_to(root.resolve())
+        held = found.is_relative_to(root.resolve()) and not found.is_symlink()
     except (OSError, RuntimeError):  # links in a circle
         found, held = Path("nowhere"), False
     if not held:
@@ -364,7 +364,8 @@ class Owner:
             held = {"process": pid, "host": host_name(), "start": start_of(pid),
                     "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(held).encode(), 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(held).encode())
             self.handle, handle = handle, -1
             return True
         finally:
@@ -373,7 +374,8 @@ class Owner:
 
     def _who(self, handle: int) -> tuple[str, int, int, str] | None:
         try:
-            held = json.loads(os.pread(handle, 4096, 0))
+            os.lseek(handle, 0, os.SEEK_SET)
+            held = json.loads(os.read(handle, 4096))
             return str(held["host"]), int(held["process"]), int(held["start"]), str(held["since"])
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -390,9 +392,14 @@ class Owner:
         if self.handle is None:
             return
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self.handle), os.lstat(self.path)):
+            ours = os.path.samestat(os.fstat(self.handle), os.lstat(self.path))
+            if os.name != "posix":  # Windows removes no open file
+                os.close(self.handle)
+                self.handle = None
+            if ours:
                 os.unlink(self.path)
-        os.close(self.handle)
+        if self.handle is not None:
+            os.close(self.handle)
         self.handle = None
 
 

@@ -22,8 +22,8 @@ from ..core.files import (
     listed,
     make_directory,
     open_regular,
-    plain,
     seal,
+    short,
     sweep,
     unseal,
     write_file,
@@ -81,8 +81,9 @@ class Checkpoint:
             raise ValueError(f"{error}; {self._anew()}") from None
         for name in {**found, **self.identity}:
             if found.get(name) != self.identity.get(name):
-                raise ValueError(f"checkpoint directory {self.directory} holds another run: its {plain(name)} is "
-                                 f"{found.get(name)!r}, this one's {self.identity.get(name)!r}; pass another "
+                raise ValueError(f"checkpoint directory {self.directory} holds another run: its {short(name)} is "
+                                 f"{short(repr(found.get(name)), 300)}, this one's "
+                                 f"{short(repr(self.identity.get(name)), 300)}; pass another "
                                  "directory, or the arguments of the run to go on with")
 
     def _anew(self) -> str:

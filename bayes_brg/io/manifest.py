@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -270,8 +271,8 @@ def record_anew(root: Path) -> None:
 
 def remedy(root: Path, manifest: Mapping[str, Any]) -> str:
     """How a bad file is made anew."""
-    file = short(manifest.get("file", "FILE"))
-    return (f"run the experiment again into the same directory, bayes-brg run {file} --out {short(root, 200)}: it "
+    file, place = (short(shlex.quote(str(text)), 200) for text in (manifest.get("file", "FILE"), root))
+    return (f"run the experiment again into the same directory, bayes-brg run {file} --out {place}: it "
             "makes that file anew, from the same key")
 
 

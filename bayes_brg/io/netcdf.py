@@ -28,13 +28,13 @@ SLACK = 64 * MIB  # what a file may declare beyond eight times its own bytes
 OBJECTS = 100_000
 
 
-def to_bytes(groups: Groups) -> memoryview:
+def to_bytes(groups: Groups) -> bytes:
     """Datasets as the groups of one NetCDF file (None: the root), in memory."""
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
         for group, dataset in groups.items():
             dataset.dump_to_store(H5NetCDFStore(file, group=group or "/", mode="a"))
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def write_datasets(path: Path, groups: Groups, *, root: Path | None = None) -> None:

@@ -234,6 +234,7 @@ def _what(seen: _Seen) -> Markup:
     run, m = seen.run, seen.run.manifest
     out = [html.paragraph("Settings of the experiment, the data it made or read, its random key, and the versions it "
                           "ran with. With the same key and versions, the draws are the same."),
+           *(html.note(f"Taken over though changed since: {said}") for said in m.get("accepted", [])),
            html.table({"methods, the main one first": ", ".join(run.methods), **run.settings}, "Settings")]
     options = {f"{part}: {k}" if isinstance(v, Mapping) else part: _words(x)
                for part, v in m.get("options", {}).items()

@@ -88,7 +88,7 @@ class Work:
         """A figure as PNG."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
-        self.write(f"figures/{check_name(name, 'the name of a figure')}.png", buffer.getbuffer())
+        self.write(f"figures/{check_name(name, 'the name of a figure')}.png", buffer.getvalue())
 
 
 # -- parts of an experiment -----------------------------------------------------------------------------------

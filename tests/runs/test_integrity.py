@@ -233,6 +233,16 @@ def test_every_damage_of_every_file_is_noticed_and_named(copy, capsys):
     assert brg.load_run(copy, verify=False).posterior.method == "exact"  # what is whole can be had
 
 
+def test_large_files_are_checked_and_read_from_one_handle(copy, whole, monkeypatch):
+    monkeypatch.setattr(manifests, "WHOLE", 0)
+    run = brg.load_run(copy, verify=True)
+    assert run.flow.identical(brg.load_run(whole).flow) and run.summary.equals(brg.load_run(whole).summary)
+    assert run.spectra["exact"].sizes and np.asarray(run.posterior.samples["w"]).shape == (4, 10, 1)
+    (copy / "posterior.nc").write_bytes(flip((copy / "posterior.nc").read_bytes(), np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="posterior.nc is damaged"):
+        _ = brg.load_run(copy, verify=False).posterior
+
+
 REDONE = {"data.nc": [], "posterior.nc": ["exact"], "posterior_other.nc": ["other"], "flow.nc": [], "flow_other.nc": [],
           "summary.csv": [], "figures/small.png": [], "own.csv": [], store.MANIFEST: [], store.COPY: []}
 
