@@ -30,6 +30,21 @@ def test_errors_of_independent_and_of_correlated_draws(rho, statistic, error):
     assert found == pytest.approx(error, rel=0.05)
 
 
+@pytest.mark.parametrize(("draws", "options", "left"), [
+    (100, {}, [4] * 25), (10, {}, [1] * 10), (10, {"blocks": 3}, [4, 3, 3]),
+])
+def test_consecutive_draws_are_left_out_in_so_many_blocks(draws, options, left):
+    seen = []
+
+    def record(values):
+        seen.append(values)
+        return values.mean(-1)
+
+    block_jackknife(record, np.arange(draws), **options)
+    gone = [np.setdiff1d(np.arange(draws), values) for values in seen]
+    assert [len(g) for g in gone] == [0, *left] and (np.concatenate(gone) == np.arange(draws)).all()
+
+
 def test_too_few_draws():
     assert np.isnan(block_jackknife(MEAN, np.ones((2, 1)))).all()
     assert block_jackknife(MEAN, np.ones((2, 2))).shape == (2,)

@@ -72,3 +72,11 @@ def test_bad_differences_are_refused():
         correlated_t([1.0, 2.0], test_fraction=1.0)
     with pytest.raises(ValueError, match="rope must be"):
         signed_rank([1.0], rope=-1)
+
+
+@pytest.mark.parametrize(("difference", "rope", "expected"), [
+    (0.0, 0.0, (0, 1, 0)), (0.5, 0.5, (0, 1, 0)), (0.5, 0.25, (1, 0, 0)), (-0.5, 0.25, (0, 0, 1)),
+])
+def test_differences_that_are_all_alike(difference, rope, expected):
+    """No spread: a mean on the edge of the region of equality is equal, one beyond it is surely not."""
+    assert correlated_t([difference] * 4, test_fraction=0.1, rope=rope) == expected

@@ -16,7 +16,7 @@ import bayes_brg as brg
 from bayes_brg import diagnostics as diag
 from bayes_brg import plots
 from bayes_brg.diagnostics.calibration import uniformity
-from bayes_brg.diagnostics.scores import overlap, proper_score
+from bayes_brg.diagnostics.scores import _loo_faults, overlap, proper_score
 
 KEY = jax.random.key(8)
 
@@ -219,6 +219,16 @@ def test_masked_data_are_in_no_average(outputs):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
     with pytest.raises(ValueError, match="masks all data"):
         diag.scores(model, draws, {"x": X, "keep": np.zeros_like(keep)}, y)
+
+
+@pytest.mark.parametrize(("parameters", "most"), [(100, 108.0), (4, 6.0)])
+def test_p_loo_may_exceed_the_parameters_by_its_scatter(parameters, most):
+    """16 parts of spread 1 scatter by √16: twice that is let pass, or half the parameters where that is less."""
+    each, k = np.tile([1.0, -1.0], 8), np.zeros(16)
+    assert not _loo_faults(each, k, most - 0.01, parameters)
+    assert len(_loo_faults(each, k, most + 0.01, parameters)) == 1
+    each[0] = np.inf  # of what is not finite there is no scatter
+    assert len(_loo_faults(each, k, parameters + 0.01, parameters)) == 2
 
 
 def test_leave_one_out_says_when_it_is_unusable():
