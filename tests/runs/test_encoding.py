@@ -8,6 +8,7 @@ from scipy import integrate, stats
 
 import bayes_brg as brg
 from bayes_brg.io.units import Units
+from bayes_brg.runs.columns import Categories, Dates
 from bayes_brg.runs.encoding import fit_encoder
 
 KEY = jax.random.key(0)
@@ -173,3 +174,16 @@ def test_so_many_rows_are_fitted_as_asked_and_all_are_encoded():
     assert "75 rows to learn from, 25 held out; models are fitted to 20 of them" in data.encoding["encoding"].iloc[-1]
     whole = brg.Table(x, x[:, 0]).split(KEY)
     assert whole.encoder == data.encoder and whole.own == data.own
+
+
+def test_gaps_of_dates_and_of_levels():
+    """A missing time is the median day and no wave; a missing level is none of the levels; each is marked, last."""
+    notes = []
+    dates = Dates("when", missing=1, start=0.0, fill=3.5, cycles=("week",))
+    found = dates.transform(pd.Series(pd.to_datetime(["1970-01-02 18:00", None])), notes)
+    turn = 2 * np.pi * 1.75 / 7
+    np.testing.assert_allclose(found, [[1.75, np.sin(turn), np.cos(turn), 0], [3.5, 0, 0, 1]], atol=1e-12)
+    levels = Categories("what", missing=2, levels=("a", "b"), pooled=("c", "d"))
+    found = levels.transform(pd.Series(["b", None, "c", "a"], dtype=object), notes)
+    np.testing.assert_array_equal(found, [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [1, 0, 0, 0]])
+    assert not notes
