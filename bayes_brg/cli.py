@@ -255,8 +255,8 @@ def _board_parser(commands) -> None:
     parser.add_argument("tables", metavar="TABLE", nargs="+", help="a name of scikit-learn's, a table's file (with "
                         "--target), a folder of NAME.data.csv.gz and NAME.test_mask.csv.gz, or FOLDER/NAME")
     parser.add_argument("--methods", metavar="METHOD", nargs="+", default=["default", "ridge", "forest"],
-                        help="default, map, ensemble, mc_dropout, bde, ridge, forest, boosting, gp (default: "
-                        "%(default)s)")
+                        help="default, stacked, map, ensemble, mc_dropout, bde, ridge, forest, boosting, gp "
+                        "(default: %(default)s)")
     parser.add_argument("--splits", metavar="N", type=int, default=10, help="splits of each table (default: 10)")
     parser.add_argument("--target", metavar="COLUMN", default="", help="the column of files to predict")
     parser.add_argument("--task", default="auto", help="auto, regression or classification")

@@ -12,6 +12,7 @@ from .distances import Distance, KolmogorovSmirnov, adjust, energy_distance, gau
 from .learning import learning_vs_flow
 from .scores import Scores, loo, scores
 from .side_by_side import side_by_side
+from .stacking import Stacking, stacking
 
 __all__ = [
     "Better",
@@ -21,6 +22,7 @@ __all__ = [
     "KolmogorovSmirnov",
     "SBC",
     "Scores",
+    "Stacking",
     "adjust",
     "compare",
     "convergence",
@@ -34,4 +36,5 @@ __all__ = [
     "scores",
     "side_by_side",
     "signed_rank",
+    "stacking",
 ]

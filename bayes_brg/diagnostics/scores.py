@@ -451,6 +451,29 @@ def _log_likelihood_one(bound: BoundModel, params: dict, x: Any, y: Any) -> jax.
     return bound.log_likelihood(params, x, y)
 
 
+def training_density(model, posterior: Posterior, x, y) -> tuple[BoundModel, np.ndarray, np.ndarray]:
+    """The model bound to `x`, log p(y | θ) of each training datum, float64 (chain, draw, point), and which data these
+    are: those that the likelihood counts.
+
+    Raises
+    ------
+    ValueError
+        If a draw has no log-likelihood (NaN).
+    """
+    x, y = check_data(x, y)
+    bound = bind(model, x)
+    bound.check_params(posterior.samples, "posterior")
+    draws = {s: posterior.flat()[s] for s in bound.names}
+    ll = map_draws(_log_likelihood_one, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
+    seen = np.flatnonzero(counted_data(bound, posterior, x).any(axis=1))
+    ll = np.asarray(ll, np.float64)[:, seen]
+    bad = np.flatnonzero(np.isnan(ll).any(axis=1))
+    if bad.size:
+        raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
+                         f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
+    return bound, ll.reshape(posterior.num_chains, posterior.num_draws, -1), seen
+
+
 def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     """Leave-one-out log predictive density of the training data, by Pareto-smoothed importance sampling (ArviZ).
 
@@ -484,23 +507,13 @@ def loo(model, posterior: Posterior, x, y) -> xr.Dataset:
     ----------
     .. [1] Vehtari, Gelman and Gabry, Statistics and Computing 27 (2017) 1413, arXiv:1507.04544.
     """
-    x, y = check_data(x, y)
-    bound = bind(model, x)
-    bound.check_params(posterior.samples, "posterior")
-    draws = {s: posterior.flat()[s] for s in bound.names}
-    ll = map_draws(_log_likelihood_one, (bound,), draws, (x, bound.targets(y)), chunk=default_chunk(work(bound, x)))
-    seen = np.flatnonzero(counted_data(bound, posterior, x).any(axis=1))
-    ll = np.asarray(ll, np.float64)[:, seen]
-    bad = np.flatnonzero(np.isnan(ll).any(axis=1))
-    if bad.size:
-        raise ValueError(f"{bad.size} of {posterior.size} draws have no log-likelihood (NaN), the first at (chain, "
-                         f"draw) {divmod(int(bad[0]), posterior.num_draws)}; leave them out of the posterior")
+    bound, ll, seen = training_density(model, posterior, x, y)
     if posterior.size < 10:
         raise ValueError("leave-one-out by importance sampling needs draws to weigh, 10 and more, got "
                          f"{posterior.size}; score data that were held out (diagnostics.scores)")
-    found = arviz_bridge.loo(ll.reshape(posterior.num_chains, posterior.num_draws, -1))
+    found = arviz_bridge.loo(ll)
     elpd, k, p_loo = found["elpd"].values, found["pareto_k"].values, float(found["p_loo"])
-    each = log_mean_exp(ll, axis=0) - elpd
+    each = log_mean_exp(ll.reshape(posterior.size, -1), axis=0) - elpd
     faults = _loo_faults(each, k, p_loo, sum(int(np.prod(s.shape)) for s in bound.sites))
     total, error = float(elpd.sum()), len(elpd) * mean_sem(elpd)[1]
     verdict = (f"leave-one-out is unusable here: {'; '.join(faults)}. Score data that were held out "

@@ -134,6 +134,9 @@ class Board:
         scores = [s for s in ("log_density", "rmse", "accuracy") if s in self.table and self.table[s].notna().any()]
         lines = ["means over splits, in the targets' own units:",
                  self.summary().to_string(float_format=lambda v: f"{v:.4g}", na_rep="–")]
+        for method, errors in self.table.groupby("method", sort=False)["error"]:
+            if errors.notna().all():
+                lines += [f"{method} failed in every cell, which counts as the worst: {errors.iloc[0]}"]
         for score in scores:
             found = self.comparison(score)
             over = found[found["table"] == ""].drop(columns="table")
@@ -158,12 +161,13 @@ def board(tables: Any, methods: Any, *, splits: int | Sequence[int] = 10, key: A
         test rows of split k), or ``FOLDER/NAME`` for one of them. Names alone are also looked up in the folder that the
         environment variable ``BAYES_BRG_TABLES`` names, first.
     methods : str, callable, or a sequence or mapping (label: method) of such
-        A name: ``"default"`` (`sample` with the default network), ``"map"``, ``"ensemble"`` (deep ensemble by Adam),
-        ``"mc_dropout"``, ``"bde"`` (sklearn-contrib-bde, in an environment that the variable
-        ``BAYES_BRG_BDE_PYTHON`` names); by scikit-learn ``"ridge"``, ``"forest"``, ``"boosting"``, ``"gp"``. Or a
-        function ``method(x, y, x_test, *, key, num_classes)``, which is given standardised inputs and targets (n,)
-        (classes 0, 1, …) and returns a `Predictive`, a dict of its fields, or an array of draws (draw, n) (of classes:
-        probabilities), in the units of `y`. `functools.partial` sets options.
+        A name: ``"default"`` (`sample` with the default network), ``"stacked"`` (the same, its chains weighed by
+        leave-one-out), ``"map"``, ``"ensemble"`` (deep ensemble by Adam), ``"mc_dropout"``, ``"bde"``
+        (sklearn-contrib-bde, in an environment that the variable ``BAYES_BRG_BDE_PYTHON`` names); by scikit-learn
+        ``"ridge"``, ``"forest"``, ``"boosting"``, ``"gp"``. Or a function ``method(x, y, x_test, *, key,
+        num_classes)``, which is given standardised inputs and targets (n,) (classes 0, 1, …) and returns a
+        `Predictive`, a dict of its fields, or an array of draws (draw, n) (of classes: probabilities), in the units of
+        `y`. `functools.partial` sets options.
     splits : int or sequence of int
         How many splits of each table, or which; of fixed splits those that are there.
     key : jax.random.key

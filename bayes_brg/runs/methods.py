@@ -13,6 +13,7 @@ import numpy as np
 from ..core.checks import check_choice
 from ..core.keys import name_key
 from ..diagnostics.scores import predictive
+from ..diagnostics.stacking import stacking
 from ..inference.approximations import map_estimate
 from ..inference.default import sample
 from ..model.bound import bind
@@ -71,17 +72,19 @@ def _network(y: Any, num_classes: int, options: dict[str, Any]) -> Any:
 
 
 def default(x, y, x_test, *, key, num_classes: int = 0, num_warmup: int = 0, num_samples: int = 0,
-            max_rows: int = 4000, network: Any = None, **options: Any) -> Predictive:
+            max_rows: int = 4000, network: Any = None, stacked: bool = False, **options: Any) -> Predictive:
     """`sample` with the default network of a table.
 
     Of more than `max_rows` rows, the first so many (they are drawn at random already). ``num_warmup``,
     ``num_samples``: 0 for what suits the target. ``options``: of `default_network`; ``network``: another model in its
-    place.
+    place; ``stacked``: weigh the chains by leave-one-out (`diagnostics.stacking`).
     """
     model = network or _network(y, num_classes, options)
     x, y = _arrays(x[:max_rows], y[:max_rows], num_classes)
     num_warmup, num_samples = default_steps(num_classes, num_warmup, num_samples)
     found = sample(model, x, y, key=key, num_warmup=num_warmup, num_samples=num_samples, progress_bar=False)
+    if stacked and not np.any(np.asarray(found.stats.get("independent", False))):
+        found = stacking(model, found, x, y).apply(found)
     return of_posterior(model, found, np.asarray(x_test, x.dtype), key=name_key(key, "scores"),
                         num_classes=num_classes)
 
@@ -99,7 +102,8 @@ def most_probable(x, y, x_test, *, key, num_classes: int = 0, max_rows: int = 40
 
 
 METHODS: dict[str, Callable[..., Predictive]] = {
-    "default": default, "map": most_probable, "ensemble": deep_ensemble, "mc_dropout": mc_dropout, "bde": bde, **PEERS}
+    "default": default, "stacked": partial(default, stacked=True), "map": most_probable,
+    "ensemble": deep_ensemble, "mc_dropout": mc_dropout, "bde": bde, **PEERS}
 """Each called as ``method(x, y, x_test, key=, num_classes=, **options)``, with standardised inputs and targets."""
 
 

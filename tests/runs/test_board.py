@@ -115,6 +115,7 @@ def test_failures_keep_their_error_and_count_against_their_method(made):
         over = found.comparison(score).query("table == ''").set_index(["first", "second"])
         assert over.loc[("linear", "broken"), "better"] > 0.9 and over.loc[("linear", "guess"), "better"] > 0.9
         assert over.loc[("guess", "broken"), "worse"] == 0
+    assert "broken failed in every cell, which counts as the worst: RuntimeError: no such luck" in str(found)
     assert "signed rank, 2 tables" in str(found) and found.figure().axes[1].get_title() == (
         "P(row better than column), 2 tables")
 
