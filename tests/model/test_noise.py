@@ -157,3 +157,11 @@ def test_extreme_outputs_keep_their_digits():
         assert np.isfinite(likelihood.fisher_root(phi)).all()
     middle = integrate.quad(lambda t: np.exp(-t), 59, 61)[0]  # P(−1 < φ + logistic < 1) at φ = −60
     assert float(ordinal.log_probs(phi)[0, 1]) == pytest.approx(np.log(middle), rel=1e-5)
+
+
+def test_rounded_width_and_information_of_counts_by_hand():
+    """s² = scale² + step²/12; F_out of a negative binomial is μ/(1 + μ/r)."""
+    assert brg.gaussian(0.3, rounding=0.6).sd == pytest.approx(np.sqrt(0.09 + 0.03))
+    mean = np.array([0.2, 1.0, 30.0])
+    found = brg.negative_binomial(2.5).fisher(jnp.log(jnp.asarray(mean))[:, None])
+    np.testing.assert_allclose(found[:, 0, 0], mean / (1 + mean / 2.5), rtol=1e-5)
