@@ -16,7 +16,7 @@ import bayes_brg as brg
 from bayes_brg import diagnostics as diag
 from bayes_brg import plots
 from bayes_brg.diagnostics.calibration import uniformity
-from bayes_brg.diagnostics.scores import _loo_faults, overlap, proper_score
+from bayes_brg.diagnostics.scores import _loo_faults, log_mean_exp, mean_sem, overlap, proper_score
 
 KEY = jax.random.key(8)
 
@@ -388,3 +388,10 @@ def test_a_short_chain_is_not():
         m, x, y, key=key, num_chains=1, num_warmup=1, num_samples=40, max_tree_depth=1, init="uniform"), key=KEY,
         num_simulations=240, num_draws=31)
     assert not found.passed, str(found)
+
+
+def test_pieces_by_hand():
+    """CRPS of two draws: pairs of different draws alone; error over data by n − 1; the mean of exp along any axis."""
+    assert proper_score({"draws": np.array([[[0.0]], [[1.0]]])}, np.zeros((1, 1)))[1].item() == 0.0
+    assert mean_sem(np.array([0.0, 2.0])) == pytest.approx((1.0, 1.0))
+    np.testing.assert_allclose(log_mean_exp(np.log([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])), np.log([2.0, 4.0]))
