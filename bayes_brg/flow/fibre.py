@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -60,7 +61,7 @@ def renormalize_fibre(model, posterior: Posterior, metric: Metric, *, cutoffs, k
     cutoffs : array
         Increasing Λ ≥ 0, in the units of the metric's stiffness, 1/datum.
     key : jax.random.key
-        Of θ₀ and of the walks; both depend on it and the number of the draw alone.
+        Of θ₀, which depends on it and the number of the draw alone, and of the walks, which go from cutoff to cutoff.
     tolerance : float
         η, the variance of a kept coordinate over Λ. A kept mode shrinks by 1/(1 + ηΛ/λ), at most η/(1+η): 9 % at .1,
         1 % at .01. Steps grow as √(λ_max/(ηΛ)).
@@ -309,11 +310,9 @@ class Groups:
         fibres, starts, self.white = map_draws(_begin_one, (spec, options.distant), draws, (shared,))
         self.fibres = self._grouped(fibres)
         self.tops = np.asarray(fibres.values, float).reshape(-1, self.size, fibres.values.shape[1])[:, :, 0]
-        self.tops = np.max(np.nan_to_num(self.tops), axis=1)  # a diverged member has no modes
-        none = jnp.full((), np.nan, starts.dtype)
-        self.chains = [Walk(z, none) for z in self._grouped(starts)]
+        self.tops = np.nan_to_num(self.tops)  # a diverged member has no modes
+        self.chains = [Walk(z, jnp.zeros(self.size, z.dtype)) for z in self._grouped(starts)]
         self.before: float | None = None
-        self.compiled: Any = None
 
     def _grouped(self, tree: Any) -> list:
         count = jax.tree.leaves(tree)[0].shape[0] // self.size
@@ -331,26 +330,29 @@ class Groups:
         index, tuning, transitions, most = (jnp.asarray(v, jnp.int32) for v in counts)
         return Tuning(cutoff, width_, heat, index, tuning, transitions, angle, accept, most)
 
-    def _first_step(self, i: int, level: float) -> float:
-        """Radians: of walls alone, by their curvature; before, by that of the cutoff before."""
+    def _first_steps(self, i: int, level: float) -> jax.Array:
+        """Logs of steps (B,): of walls alone, by their curvature; after, by those at the cutoff before."""
         o = self.options
         if self.before is not None:
-            grown = 1.0 if self.spec.collapsed else (level / self.before) ** 0.5
-            return min(float(jnp.exp(self.chains[i].log_step)) * grown, o.angle)
-        return FIRST if self.spec.collapsed else min(2 * (o.tolerance * level / self.tops[i]) ** 0.5, o.angle)
+            grown = 0.0 if self.spec.collapsed else 0.5 * np.log(level / self.before)
+            return jnp.minimum(self.chains[i].log_step + grown, np.log(o.angle))
+        tops = np.maximum(self.tops[i], level)
+        steps = FIRST if self.spec.collapsed else np.minimum(2 * np.sqrt(o.tolerance * level / tops), o.angle)
+        return jnp.log(jnp.broadcast_to(jnp.asarray(steps, self.white.dtype), self.size))
 
     def walk(self, number: int, level: float, bar: Any) -> tuple[dict, dict]:
         """Draws of all members at a cutoff, per datum, and the numbers of their walks; `bar` is told of each group."""
         tuning, wide = self._tuning(number, level), jax.config.jax_enable_x64
-        steps = [jnp.log(jnp.asarray(self._first_step(i, level), self.white.dtype)) for i in range(len(self.chains))]
+        steps = [self._first_steps(i, level) for i in range(len(self.chains))]
         tasks = [(fibres, Walk(chain.z, step), white_, tuning, self.shared) for fibres, chain, step, white_ in
                  zip(self.fibres, self.chains, steps, self._grouped(self.white), strict=True)]
-        if self.compiled is None:  # once, before there are threads: a model is traced in one thread alone
-            self.compiled = _level.lower(self.spec, *tasks[0]).compile()
+        tasks = jax.tree.map(jnp.asarray, tasks)
+        leaves, structure = jax.tree.flatten(tasks[0])
+        compiled = _compiled(self.spec, structure, tuple((a.shape, a.dtype) for a in leaves), wide)
 
         def run(task):
             with jax.enable_x64(wide):  # JAX keeps its precision by thread
-                out = jax.block_until_ready(self.compiled(*task))
+                out = jax.block_until_ready(compiled(*task))
             bar.update(self.size)
             return out
 
@@ -359,6 +361,13 @@ class Groups:
         samples, numbers = jax.tree.map(lambda *a: np.concatenate([np.asarray(v) for v in a])[:self.total],
                                         *zip(moved, report, strict=True))
         return samples, numbers
+
+
+@lru_cache(maxsize=16)
+def _compiled(spec: FibreSpec, structure: Any, forms: tuple, wide: bool) -> Callable:
+    """`_level`, compiled before there are threads: a model is traced in one alone, as NumPyro's handlers need."""
+    args = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*form) for form in forms])
+    return _level.lower(spec, *args).compile()
 
 
 def _begin_one(spec: FibreSpec, distant: bool, draw: Draws, shared: State) -> tuple[Fibre, jax.Array, jax.Array]:

@@ -21,6 +21,7 @@ from ..model.readout import Readout, log_marginal, matheron
 
 __all__ = ["Fibre", "FibreSpec", "Report", "Walk", "fibre_of", "land", "white", "walk"]
 
+SPREAD = 2.0  # at most so much longer may the steps of one chain of a group be thought than those it takes
 COOLING = 0.5  # share of the tuning in which walls that were widened for a distant start come in
 
 
@@ -78,12 +79,12 @@ class Fibre(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Chains of a group, one a draw, that share their step."""
+    """Chains of a group, one a draw, that walk in step."""
 
     z: jax.Array
     """(B, P): coordinates of the sites that walk, N(0, 1) under the prior."""
     log_step: jax.Array
-    """Log of the step, radians."""
+    """(B,): log of the step that each would take by itself, radians."""
 
 
 class Report(NamedTuple):
@@ -232,7 +233,8 @@ class Tuning(NamedTuple):
 
 
 def walk(spec: FibreSpec, fibres: Fibre, start: Walk, tuning: Tuning, shared: State) -> tuple[Walk, Report]:
-    """Transitions of the chains of a group at one cutoff, in step: one step, one angle and one number of steps for all.
+    """Transitions of the chains of a group at one cutoff, in step: one angle for all, and the steps of the chain that
+    needs most; chains that mapped together would wait for it anyway.
 
     Rotation HMC: ½|z|² + ½|p|² is solved exactly, the walls kick (see `bayes_brg.inference.split_hmc.rotation`).
     """
@@ -252,7 +254,7 @@ def walk(spec: FibreSpec, fibres: Fibre, start: Walk, tuning: Tuning, shared: St
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t)))(level_keys)
         # The angle is shared and spread, so that no direction comes back every time.
         spread = jax.random.uniform(jax.random.fold_in(keys[0, 0], 1), dtype=z.dtype, minval=0.8, maxval=1.2)
-        step = jnp.exp(log_step)
+        step = jnp.exp(jnp.min(jnp.where(held > 0, log_step, jnp.inf)))
         steps = jnp.clip(jnp.ceil(tuning.angle * spread / step), 1, tuning.max_steps).astype(jnp.int32)
         h = jnp.minimum(tuning.angle * spread / steps, step)
         late = t >= tuning.num_tuning
@@ -273,9 +275,9 @@ def walk(spec: FibreSpec, fibres: Fibre, start: Walk, tuning: Tuning, shared: St
         accept = jnp.where(jnp.isfinite(gain), jnp.exp(jnp.minimum(gain, 0.0)), 0.0)
         taken = jax.vmap(lambda k: jax.random.uniform(k, dtype=z.dtype))(keys[:, 1]) < accept
         z = jnp.where(taken[:, None], end[0], z)
-        pressure = jnp.sum(held * accept) / jnp.maximum(jnp.sum(held), 1) - tuning.accept  # Robbins and Monro
-        log_step = jnp.where(late, log_step, log_step + pressure / (1.0 + t) ** 0.5)
-        log_step = jnp.minimum(log_step, jnp.log(tuning.angle))
+        tuned = log_step + (accept - tuning.accept) / (1.0 + t) ** 0.5  # Robbins and Monro
+        # Who might have taken longer steps than the others let it is not known to take any.
+        log_step = jnp.where(late, log_step, jnp.minimum(tuned, jnp.log(SPREAD * h)))
         counted = jnp.where(late, 1.0, 0.0)
         sums = Report(sums.acceptance + counted * accept, sums.num_gradients + steps + 1,
                       sums.step_size + counted * h, sums.angle + counted * h * steps)
