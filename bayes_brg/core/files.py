@@ -186,6 +186,8 @@ def failed(error: OSError, path: Path, needed: int | None) -> WriteError:
         said = f"{why}:{needs}; make room there"
     elif error.errno == errno.EROFS or isinstance(error, PermissionError):
         said = f"{error.strerror}; make {where} writable"
+    elif isinstance(error, IsADirectoryError):
+        said = "a directory is in its place; remove it"
     elif isinstance(error, FileNotFoundError):
         said = f"{where} has vanished" if not where.exists() else str(error.strerror)
     else:

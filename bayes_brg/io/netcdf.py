@@ -25,7 +25,7 @@ __all__ = ["Netcdf", "content_digest", "open_netcdf", "to_bytes", "write_dataset
 
 Groups = Mapping[str | None, xr.Dataset]
 SLACK = 64 * MIB  # what a file may declare beyond eight times its own bytes
-OBJECTS = 100_000
+OBJECTS = 10_000
 
 
 def to_bytes(groups: Groups) -> bytes:
@@ -132,15 +132,12 @@ def _looked_at(source: BinaryIO, size: int, name: str) -> list[str]:
 
 
 def _array(array: h5py.Dataset, size: int, name: str, path: str) -> int:
-    """Bytes that an array declares; 0 for a dimension without values."""
+    """Bytes that an array declares, and its attributes."""
     plist = array.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
         raise _Refused(f"{name}: the entries of {short(path)!r} are in another file; put them into this one")
     entries = int(np.prod([int(n) for n in array.shape or ()], dtype=object))
     declared = _attributes(array, size, name, path)
-    label = array.attrs.get("NAME") if "NAME" in array.attrs else b""
-    if isinstance(label, bytes) and label.startswith(b"This is a netCDF dimension but not a netCDF variable"):
-        return declared
     return declared + _bytes(entries, array.dtype, size)
 
 
