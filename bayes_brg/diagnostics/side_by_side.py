@@ -37,8 +37,8 @@ def side_by_side(flows: Mapping[str, Flow | Callable[[], Flow]], x, y, *, progre
         (`Flow.stiff_fraction`); ``loss``, the median over draws of the held-out loss, and ``loss_ratio`` to that at
         Λ = 0; ``log_density``, the mean held-out log predictive density, nats a datum; ``overlap``, the correlation of
         a draw's whitened flowing parameters with those at Λ = 0, the mean over draws (1: nothing is forgotten, about 0:
-        all is), NaN where the prior is not Gaussian; ``gradients``, of the likelihood, a draw and cutoff, in the mean,
-        for flows that are sampled (of a tempered one from the posterior to there); ``seconds``, of the whole flow.
+        all is), NaN where the prior is not Gaussian; ``gradients``, a draw, from the cutoff before on its walk to this
+        one, in the mean, for flows that are sampled; ``seconds``, of the whole flow.
     """
     x, y = check_data(x, y)
     rows = []
@@ -60,11 +60,10 @@ def side_by_side(flows: Mapping[str, Flow | Callable[[], Flow]], x, y, *, progre
 def _gradients(flow: Flow) -> np.ndarray:
     """Gradients a draw at each cutoff, as its sampler says; none for a flow that maps draws."""
     diagnostics = getattr(flow, "diagnostics", {})
-    for name in ("gradients", "num_gradients"):
-        if name in diagnostics:
-            found = diagnostics[name]
-            return np.asarray(found.mean([d for d in found.dims if d != "cutoff"]), float)
-    return np.zeros(len(flow.cutoffs))
+    if "num_gradients" not in diagnostics:
+        return np.zeros(len(flow.cutoffs))
+    found = diagnostics["num_gradients"]
+    return np.asarray(found.mean([d for d in found.dims if d != "cutoff"]), float)
 
 
 def overlap(flow: Flow, cutoff: float) -> float:

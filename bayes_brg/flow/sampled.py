@@ -29,6 +29,8 @@ __all__ = ["SampledFlow", "prior_draws", "prior_refills"]
 class SampledFlow(Flow):
     """A family of posteriors π_Λ whose draws are stored; known at its own cutoffs, at Λ = 0 and at Λ = ∞.
 
+    It holds cutoffs × draws × parameters, which a `MappedFlow` never does.
+
     Attributes
     ----------
     cutoffs : array (cutoff,)

@@ -227,10 +227,11 @@ def renormalize_tempered(model, posterior: Posterior, x, y, *, cutoffs, key, sit
         each (cutoff,) with its standard error under the same name and ``_sem``; ``critical_scales()``,
         ``hysteresis(key=)``; ``diagnostics`` with, over cutoff, ``power``, ``weight_ess`` (effective number of the
         weights before resampling), ``ess`` (draws as good as independent for the mean energy), ``ancestors``
-        (different draws of the start that are left), ``accept_prob``, ``angle`` (radians reached), ``num_steps``
+        (different draws of the start that are left), ``acceptance``, ``angle`` (radians reached), ``num_steps``
         (gradients a transition), ``forgotten`` (correlation of the log-likelihood with that before the moves),
-        ``gradients`` (a particle, so far), and ``log_evidence_integrated`` with its ``_sem``, the evidence by
-        thermodynamic integration, which must agree with that by the weights (Bennett's ratio between neighbours);
+        ``num_gradients`` (a particle, since the cutoff before on the walk), and ``log_evidence_integrated`` with its
+        ``_sem``, the evidence by thermodynamic integration, which must agree with that by the weights (Bennett's ratio
+        between neighbours);
         over (cutoff, chain, draw) ``log_likelihood``. ``levels`` has the same for each level.
 
     Raises
@@ -469,13 +470,12 @@ def level_table(path: Path, num_data: int) -> xr.Dataset:
         "log_evidence_integrated": integral, "log_evidence_integrated_sem": integral_sem,
         "weight_ess": [float(size), *(one.weight_ess for one in path.levels)], "ess": ess,
         "ancestors": [path.ancestors(k) for k in range(len(path.powers))],
-        "accept_prob": [np.nan, *(one.accept for one in path.levels)],
+        "acceptance": [np.nan, *(one.accept for one in path.levels)],
         "angle": [np.nan, *(one.angle for one in path.levels)],
         "num_steps": [np.nan, *(one.steps for one in path.levels)],
         "step_size": [np.nan, *(one.step for one in path.levels)],
         "forgotten": [1.0, *(one.forgotten for one in path.levels)],
-        "gradients": np.concatenate([[0.0], np.cumsum([one.steps * m for one, m in zip(path.levels, moves,
-                                                                                     strict=True)])]),
+        "num_gradients": [0.0, *(one.steps * m for one, m in zip(path.levels, moves, strict=True))],
     }
     return xr.Dataset({name: ("level", np.asarray(values, float)) for name, values in rows.items()},
                       {"cutoff": ("level", scale)})
@@ -486,8 +486,14 @@ def at_cutoffs(table: xr.Dataset, targets: np.ndarray) -> xr.Dataset:
     place = [int(np.flatnonzero(table["power"].values == t)[0]) if (table["power"].values == t).any() else -1
              for t in targets]
     found = table.isel(level=place).drop_vars("cutoff").rename(level="cutoff")
-    exact = dict.fromkeys(("power", "heat_capacity", "effective_directions", "log_evidence",
-                           "log_evidence_integrated"), 0.0)
+    so_far = np.cumsum(table["num_gradients"].values)
+    spent, before = np.zeros(len(place)), 0.0
+    for k in np.argsort(place, kind="stable"):
+        if place[k] >= 0:
+            spent[k], before = so_far[place[k]] - before, so_far[place[k]]
+    found["num_gradients"] = ("cutoff", spent)
+    exact = dict.fromkeys(("num_gradients", "power", "heat_capacity", "effective_directions", "log_evidence",
+                           "log_evidence_integrated"), 0.0)  # without particles
     prior = np.asarray(targets) == 0
     for name in found.data_vars:
         if prior.any():

@@ -89,11 +89,14 @@ def test_one_over_n_is_the_posterior_whatever_its_rounding():
 
 def test_every_scale_reports_on_itself(mode):
     d = mode.diagnostics.isel(cutoff=[3, 4])
-    assert (d["accept_prob"] > 0.6).all() and (np.abs(d["forgotten"]) < 0.2).all()
+    assert (d["acceptance"] > 0.6).all() and (np.abs(d["forgotten"]) < 0.2).all()
     assert ((d["angle"] > 0.9) & (d["angle"] < 1.5)).all()
     assert (d["ancestors"] > 500).all() and (d["ancestors"] < 2000).all() and (d["weight_ess"] > 500).all()
     assert d["log_likelihood"].dims == ("cutoff", "chain", "draw")
     np.testing.assert_allclose(d["log_likelihood"].mean(("chain", "draw")), d["mean_log_likelihood"], atol=0.5)
+    assert float(mode.diagnostics["num_gradients"].sum()) <= float(mode.levels["num_gradients"].sum())
+    assert float(mode.diagnostics["num_gradients"][4]) == float(mode.levels["num_gradients"].where(
+        (mode.levels["power"] < 0.5) & (mode.levels["power"] >= 0.1), drop=True).sum())
     assert mode.levels["power"][0] == 1 and mode.levels["power"][-1] < 0.1
     assert not mode.independent and not mode.predict(ONE_X[:2], cutoffs=[1.0]).attrs["independent"]
 

@@ -18,9 +18,9 @@ def exact(model, x, y, key, settings):
     return brg.readout_posterior(model, x, y, key=key, num_samples=200)
 
 
-def experiment(flow, infer=None):
+def experiment(flow, infer=None, metric=None):
     return brg.Experiment(name="kinds", model=lambda s: brg.mlp((), likelihood=brg.gaussian(0.5)), data=data,
-                          probe=None, infer=infer or {"exact": exact}, flow=flow)
+                          probe=None, infer=infer or {"exact": exact}, flow=flow, metric=metric or {})
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,15 @@ def test_a_run_keeps_what_the_sampler_says(run):
 def test_stored_flows_are_compared(run):
     found = brg.compare((run[1], "exact"), (run[1], "again"), progress_bar=False)
     assert not found.differs and not found.dataset.attrs["shared_key"]
+
+
+@pytest.mark.slow
+def test_a_fibre_flow_runs(tmp_path):
+    declared = experiment({"kind": "fibre", "cutoffs": [0.0, 1.0], "tolerance": 0.01},
+                          metric={"kind": "full", "whiten": True, "at": "draw"})
+    made = declared.run(tmp_path / "fibre", progress_bar=False)
+    assert "overlap" in made.sampling["exact"] and made.flow["stiff_fraction"].values[0] == 1
+    assert "exact, along the flow" in brg.report(made).read_text(encoding="utf-8")
 
 
 def test_options_of_another_kind_are_refused(tmp_path):
