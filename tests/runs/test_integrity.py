@@ -470,7 +470,7 @@ def test_kills_at_random_moments(tmp_path):
     took = time.perf_counter() - began
     shutil.move(tmp_path / "r", tmp_path / "whole")
     rng = np.random.default_rng(0)
-    for _ in range(4):
+    for _ in range(3):
         process = start(tmp_path, "--quiet")
         time.sleep(rng.uniform(0.3, 1.0) * took)
         process.kill()
