@@ -135,7 +135,8 @@ def fibre_of(spec: FibreSpec, draw: tuple[State, Params, Params, jax.Array], sha
 def _eta(spec: FibreSpec, params: Params, shared: State) -> jax.Array:
     """η, (n, C)."""
     data = shared.data.numbered()
-    found = outputs(spec.bound, spec.geometry.how, params, data, None)
+    # Labels that a Monte-Carlo metric would draw here are those of its root, which is not used: they are never drawn.
+    found = outputs(spec.bound, spec.geometry.how, params, data, jax.random.key(0))
     return found.eta.reshape(num_points(data.x), -1)
 
 
@@ -250,7 +251,7 @@ def walk(spec: FibreSpec, fibres: Fibre, start: Walk, tuning: Tuning, shared: St
         return jax.vmap(jax.value_and_grad(one, argnums=1))(fibres, z)
 
     def transition(t, carry):
-        z, log_step, sums = carry
+        z, log_step, mean, sums = carry
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, t)))(level_keys)
         # The angle is shared and spread, so that no direction comes back every time.
         spread = jax.random.uniform(jax.random.fold_in(keys[0, 0], 1), dtype=z.dtype, minval=0.8, maxval=1.2)
@@ -277,16 +278,22 @@ def walk(spec: FibreSpec, fibres: Fibre, start: Walk, tuning: Tuning, shared: St
         z = jnp.where(taken[:, None], end[0], z)
         tuned = log_step + (accept - tuning.accept) / (1.0 + t) ** 0.5  # Robbins and Monro
         # Who might have taken longer steps than the others let it is not known to take any.
-        log_step = jnp.where(late, log_step, jnp.minimum(tuned, jnp.log(SPREAD * h)))
+        tuned = jnp.minimum(tuned, jnp.log(SPREAD * h))
+        # Acceptance falls from most to nothing within a few per cent of the step: what is kept is the mean of the
+        # second half, and not where the last few happened to push it.
+        count = t - tuning.num_tuning // 2 + 1
+        mean = jnp.where(count > 0, mean + (tuned - mean) / jnp.maximum(count, 1), mean)
+        tuned = jnp.where(t + 1 == tuning.num_tuning, mean, tuned)
+        log_step = jnp.where(late, log_step, tuned)
         counted = jnp.where(late, 1.0, 0.0)
         sums = Report(sums.acceptance + counted * accept, sums.num_gradients + steps + 1,
                       sums.step_size + counted * h, sums.angle + counted * h * steps)
-        return z, log_step, sums
+        return z, log_step, mean, sums
 
     zero = jnp.zeros(group, start.z.dtype)
     last = (tuning.num_tuning + tuning.num_transitions).astype(jnp.int32)
-    z, log_step, sums = jax.lax.fori_loop(jnp.int32(0), last, transition,
-                                          (start.z, start.log_step, Report(zero, zero, zero, zero)))
+    begin = start.z, start.log_step, jnp.zeros_like(start.log_step), Report(zero, zero, zero, zero)
+    z, log_step, _, sums = jax.lax.fori_loop(jnp.int32(0), last, transition, begin)
     late = jnp.maximum(tuning.num_transitions, 1)
     return Walk(z, log_step), Report(sums.acceptance / late, sums.num_gradients, sums.step_size / late,
                                      sums.angle / late)

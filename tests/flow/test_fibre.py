@@ -261,6 +261,18 @@ def test_some_sites_flow_and_units_of_the_metric_are_kept():
     np.testing.assert_allclose(total.at(2.0).samples["w1"], flow.at(0.5).samples["w1"], rtol=1e-4, atol=1e-5)
 
 
+def test_drawn_labels():
+    """A Monte-Carlo metric gives function coordinates too: those of the F_out of its labels."""
+    post = brg.prior(NET, LINE, key=KEY, num_samples=2)
+    metric = brg.fisher(NET, post, LINE, kind="full", whiten=True, estimator="montecarlo", key=KEY, num_samples=400)
+    own, shared = metric.arrays()
+    spec, theta = FibreSpec(metric.geometry, False, 2), {s: v[1] for s, v in post.flat().items()}
+    fibre = fibre_of(spec, (jax.tree.map(lambda a: a[1], own), theta, theta, KEY), shared)
+    np.testing.assert_allclose(coordinates(spec, fibre, theta, shared), fibre.centre, rtol=1e-5)
+    exact = np.asarray(NET.apply(theta, LINE) / 0.3 / np.sqrt(7))
+    np.testing.assert_allclose(np.sum(fibre.centre**2), np.sum(exact**2), rtol=0.3)  # of two coordinates of seven
+
+
 def scaled(x, y=None):
     """Weights whose scale is a site; positive sites of several laws."""
     scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.3))
