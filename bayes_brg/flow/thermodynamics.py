@@ -272,15 +272,15 @@ class Path:
               ) -> list[CriticalScale]:
         """Maxima of C over log Λ that stand out of their surroundings by `certain` standard errors.
 
-        Of the curve smoothed by parabolas that are fitted about each scale, over a third of an e-fold or five levels.
+        Of the curve smoothed over a few levels, which stand as far apart as the law changes from one to the next.
         """
         use = np.flatnonzero(self.powers > 0)
         use = use[np.argsort(-self.powers[use])]  # Λ grows
         if len(use) < 5:
             return []
         scales = np.log(1 / (num_data * self.powers[use]))
-        grid = np.linspace(scales[0], scales[-1], GRID)
-        smooth = _smoother(scales, grid, max(0.35, 1.5 * float(np.median(np.diff(scales)))))
+        places = np.linspace(0, len(use) - 1, GRID)
+        grid, smooth = np.interp(places, np.arange(len(use)), scales), _smoother(len(use), places)
         curve = smooth @ self.capacity[use]
         covariance = smooth @ self.capacity_covariance[np.ix_(use, use)] @ smooth.T
         values, vectors = np.linalg.eigh(covariance)
@@ -301,12 +301,9 @@ class Path:
         return found
 
 
-def _smoother(place: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
-    """The matrix (grid, place) of parabolas fitted with Gaussian weights about each point of a grid."""
-    rows = []
-    for point in grid:
-        u = place - point
-        design = np.vander(u, 3, increasing=True)
-        weights = np.exp(-0.5 * (u / width) ** 2) + 1e-9  # never fewer than three points
-        rows.append(np.linalg.lstsq(design * np.sqrt(weights)[:, None], np.diag(np.sqrt(weights)), rcond=None)[0][0])
-    return np.array(rows)
+def _smoother(count: int, places: np.ndarray, width: float = 1.5) -> np.ndarray:
+    """The matrix (place, level) of lines fitted with Gaussian weights about each place between `count` levels."""
+    u = np.arange(count) - places[:, None]
+    weights = np.exp(-0.5 * (u / width) ** 2)
+    zero, one, two = (np.sum(weights * u**k, axis=1, keepdims=True) for k in range(3))
+    return weights * (two - one * u) / (zero * two - one**2)

@@ -13,6 +13,7 @@ from scipy import stats
 
 import bayes_brg as brg
 from bayes_brg import theory
+from bayes_brg.flow.thermodynamics import _smoother
 
 KEY = jax.random.key(11)
 RNG = np.random.default_rng(4)
@@ -310,3 +311,11 @@ def test_what_it_refuses(mode):
         call(one_mode, posterior, ONE_X, ONE_Y, cutoffs=[0.0, 100.0], key=KEY, max_levels=1)
     with pytest.raises(ValueError, match="nearest are 0.2 and 1"):
         mode.at(0.5)
+
+
+def test_the_smoothed_curve_keeps_lines_and_makes_no_peak_of_a_step():
+    places = np.linspace(0, 11, 50)
+    smooth = _smoother(12, places)
+    np.testing.assert_allclose(smooth @ (3.0 - 2.0 * np.arange(12)), 3.0 - 2.0 * places, atol=1e-9)
+    step = smooth @ np.repeat([70.0, 0.5], 6)
+    assert (np.diff(step)[5:-5] < 0).all()  # lines at the ends see little of the other side
