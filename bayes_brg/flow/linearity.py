@@ -37,7 +37,7 @@ def linearity_one(spec: FlowSpec, member: Member, setting: Setting) -> jax.Array
         moved = geometry.coords(at(cutoff))
         beyond = eta(moved) - value - push({s: moved[s] - start[s] for s in start})
         scaled = jnp.einsum("nek,nekr->ner", beyond, here.root)
-        return jnp.sqrt(jnp.sum(scaled**2) / scaled.shape[0])
+        return jnp.where(cutoff == 0, 0.0, jnp.sqrt(jnp.sum(scaled**2) / scaled.shape[0]))  # rounding apart
 
     return jax.lax.map(gap, setting.cutoffs)
 
