@@ -102,8 +102,8 @@ def most_probable(x, y, x_test, *, key, num_classes: int = 0, max_rows: int = 40
 
 
 METHODS: dict[str, Callable[..., Predictive]] = {
-    "default": default, "stacked": partial(default, stacked=True), "map": most_probable,
-    "ensemble": deep_ensemble, "mc_dropout": mc_dropout, "bde": bde, **PEERS}
+    "default": default, "map": most_probable, "stacked": partial(default, stacked=True), "ensemble": deep_ensemble,
+    "mc_dropout": mc_dropout, "bde": bde, **PEERS}
 """Each called as ``method(x, y, x_test, key=, num_classes=, **options)``, with standardised inputs and targets."""
 
 
