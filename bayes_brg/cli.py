@@ -292,7 +292,7 @@ def _board(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         print(found)
         for row in found.table[found.table["error"].notna()].itertuples():
-            print(f"{row.method} failed on {row.table}, split {row.split}: {row.error}")
+            print(f"{row.method} failed on {row.table}, split {row.split}: {short(row.error, 500)}")
         files = ["board.csv", *(["comparison.csv"] if scores else []), *(f"{s}.png" for s in scores)]
         print(f"{out}: {', '.join(files)}")
 

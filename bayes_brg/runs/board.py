@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core.batching import progress
 from ..core.checks import check_choice, check_count, check_key, check_positive
+from ..core.files import short
 from ..core.keys import name_key
 from ..diagnostics.better import Better, correlated_t, signed_rank
 from ..io.store import replacing
@@ -136,7 +137,7 @@ class Board:
                  self.summary().to_string(float_format=lambda v: f"{v:.4g}", na_rep="–")]
         for method, errors in self.table.groupby("method", sort=False)["error"]:
             if errors.notna().all():
-                lines += [f"{method} failed in every cell, which counts as the worst: {errors.iloc[0]}"]
+                lines += [f"{method} failed in every cell, which counts as the worst: {short(errors.iloc[0], 500)}"]
         for score in scores:
             found = self.comparison(score)
             over = found[found["table"] == ""].drop(columns="table")
