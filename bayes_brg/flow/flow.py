@@ -24,7 +24,7 @@ TOO_LARGE = ("The output, or its square, is beyond floating point, or a draw is 
              "such draws out")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Flow:
     """A family of renormalised posteriors π_Λ: `MappedFlow` from `renormalize`, or a `SampledFlow`.
 
@@ -46,6 +46,18 @@ class Flow:
     posterior: Posterior
     cutoffs: np.ndarray = field(repr=False)
     key: jax.Array = field(repr=False)
+
+    def __repr__(self) -> str:
+        scales = np.asarray(self.cutoffs, float)
+        span = f"{len(scales)} cutoffs"
+        if len(scales):
+            span += f" from {scales[0]:.3g} to {scales[-1]:.3g} per datum"
+        return f"{type(self).__name__}({span}; {', '.join(self.sites)} flow{self._how}; of {self.posterior!r})"
+
+    @property
+    def _how(self) -> str:
+        """What else there is to say of the kind of flow."""
+        return ""
 
     @property
     def bound(self) -> BoundModel:

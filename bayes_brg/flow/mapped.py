@@ -35,7 +35,7 @@ __all__ = ["MappedFlow"]
 LOOKED_AT = 6  # draws, and cutoffs, that a warning rests on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MappedFlow(Flow):
     """A family of renormalised posteriors π_Λ along the metric's directions; make one with `renormalize`.
 
@@ -64,6 +64,10 @@ class MappedFlow(Flow):
     @property
     def probe(self) -> Any:
         return self.metric.x
+
+    @property
+    def _how(self) -> str:
+        return f", refill={self.refill!r}, regulator={getattr(self.regulator, 'name', self.regulator)!r}"
 
     @property
     def regulator(self) -> Regulator:

@@ -25,7 +25,7 @@ from .regulators import as_regulator
 __all__ = ["SampledFlow", "prior_draws", "prior_refills"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampledFlow(Flow):
     """A family of posteriors π_Λ whose draws are stored; known at its own cutoffs, at Λ = 0 and at Λ = ∞.
 

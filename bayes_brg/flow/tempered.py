@@ -31,7 +31,7 @@ OFF = 5.0  # standard errors by which moves may change the log-likelihood of wha
 GROUPS = 40  # blocks of draws that follow each other, over all chains
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TemperedFlow(SampledFlow):
     """π_Λ ∝ π₀ L^t with t = min(1, 1/(nΛ)), and its thermodynamics; made by `renormalize_tempered`.
 

@@ -27,7 +27,7 @@ def prior_one(geometry: Geometry, params: Params, x: Any) -> tuple[Params, Param
 prior_shared = jax.jit(prior_one, static_argnums=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metric:
     """A Fisher metric at every draw, or one shared by all; make one with `fisher`.
 
@@ -99,6 +99,17 @@ class Metric:
     def per_draw(self) -> bool:
         """Whether each draw has its own metric."""
         return self.lead is not None
+
+    def __repr__(self) -> str:
+        where = f"{self.lead[0]} × {self.lead[1]} draws" if self.lead else f"at={self.at!r}, for all draws"
+        said = (f"Metric(kind={self.kind!r}, estimator={self.estimator!r}, whiten={self.whiten}; "
+                f"{', '.join(self.sites)}: {self.geometry.size()} parameters; {where}")
+        values = self.values()
+        values = values[np.isfinite(values)]
+        if values.size:
+            unit = "per datum" if self.amount == 1 else f"for {self.amount:g} data"
+            said += f"; stiffness {values[0]:.3g} to {values[-1]:.3g} {unit}, median {np.median(values):.3g}"
+        return f"{said})"
 
     def arrays(self) -> tuple[State | None, State]:
         """(own, shared): what the functions of `geometry` need, `own` with leading axis T = chain · draw.

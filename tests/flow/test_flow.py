@@ -185,6 +185,18 @@ def test_bad_flows_are_refused(trained, metric):
         brg.renormalize(NET, trained, metric, cutoffs=[0.0], key=3)
 
 
+def test_metrics_and_flows_introduce_themselves_in_a_line(trained):
+    metric = brg.fisher(NET, trained, X)
+    flow = brg.renormalize(NET, trained, metric, cutoffs=[0.0, 0.25, 4.0], key=KEY, refill="zero")
+    low, high = metric.values()[[0, -1]]
+    for said in (f"stiffness {low:.3g} to {high:.3g} per datum", "kind='diagonal'", "whiten=False"):
+        assert said in repr(metric)
+    assert f"to {10 * high:.3g} for 10 data" in repr(metric.total(10))
+    for said in ("MappedFlow(3 cutoffs from 0 to 4 per datum", "refill='zero', regulator='sharp'", repr(trained)):
+        assert said in repr(flow)
+    assert len(repr(flow)) + len(repr(metric)) < 700 and "\n" not in repr(flow) + repr(metric)
+
+
 ONE_SITE = [("diagonal", "draw"), ("block", "mean"), ("full", "draw")]
 ONE_SITE += [pytest.param(kind, at, marks=pytest.mark.slow) for kind in ("diagonal", "block", "full", "lowrank")
              for at in ("draw", "mean") if (kind, at) not in ONE_SITE]
