@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + number
     except BrokenPipeError:  # the reader of our output went away
         return 0
+    except Failed as failed:
+        return int(failed.args[0])
     except Exception as error:
         if arguments.traceback:
             raise
@@ -116,7 +118,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--accept-changed", action="store_true", help="keep the finished stages though a version, the "
                      "model file or a file that it imports has changed since")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.add_argument("--distributed", action="store_true", help="be one process of a job that Slurm, Open MPI or "
+                     "Kubernetes started")
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="be one process of a job: where process 0 listens")
+    run.add_argument("--num-processes", metavar="N", type=int, help="how many processes the job has")
+    run.add_argument("--process-id", metavar="I", type=int, help="which of them this is, from 0")
     run.set_defaults(command=_run)
+    several = commands.add_parser("launch", help="run in several processes of this machine",
+                                  description="Run FILE in N processes of one job on this machine, which share draws "
+                                  "and chains out; one of them owns the run directory.")
+    several.add_argument("-n", "--processes", metavar="N", type=int, required=True, help="how many")
+    several.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    several.add_argument("arguments", metavar="run FILE ...", nargs=argparse.REMAINDER,
+                         help="the command, as without launch")
+    several.set_defaults(command=_launch)
 
     page = commands.add_parser("report", help="write one HTML page about a run")
     page.add_argument("run", metavar="RUN", help="a run directory")
@@ -136,8 +151,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Failed(Exception):
+    """A command that has said what went wrong, and its exit status."""
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from .runs.jobs import launch
+
+    words = arguments.arguments
+    if words[:1] != ["run"] or len(words) < 2:
+        raise ValueError(f"launch starts a run: bayes-brg launch -n 4 run FILE; got {' '.join(words) or 'nothing'}")
+    if arguments.processes < 1:
+        raise ValueError(f"-n must be 1 or more, got {arguments.processes}")
+    if status := launch(arguments.processes, words):
+        raise Failed(status)
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    joined = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if arguments.distributed or any(v is not None for v in joined):
+        from .runs.jobs import join
+
+        join(*joined)
+        import jax
+
+        arguments.quiet = arguments.quiet or jax.process_index() > 0
+    _run_here(arguments)
+
+
+def _run_here(arguments: argparse.Namespace) -> None:
     from .runs.experiment import load_experiment
+    from .runs.jobs import place
     from .runs.reading import is_table
     from .runs.table_experiment import TABLE_FILE
 
@@ -162,17 +206,18 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"experiment {experiment.name!r} makes its own data and takes no --{name}; "
                              "models/table.py, diabetes.py, breast_cancer.py and digits.py take a table")
         settings[name] = value
-    run = experiment.run(out, settings, progress_bar=not arguments.quiet, source=file,
-                         keep_weights=not arguments.no_weights, accept_changed=arguments.accept_changed)
-    page = None
-    if alone:
-        from .io.store import write_manifest
-        from .runs.report import report as write
+    with place(Path(out or Path("runs") / experiment.name)) as directory:
+        run = experiment.run(directory, settings, progress_bar=not arguments.quiet, source=file,
+                             keep_weights=not arguments.no_weights, accept_changed=arguments.accept_changed)
+        page = None
+        if alone:
+            from .io.store import write_manifest
+            from .runs.report import report as write
 
-        if run.manifest.get("file") != str(data):  # the command that runs it again has the table, not our own file
-            run.manifest["file"] = str(data)
-            write_manifest(run.path, run.manifest)
-        page = write(run, experiment=experiment)
+            if run.manifest.get("file") != str(data):  # the command that runs it again has the table, not our own file
+                run.manifest["file"] = str(data)
+                write_manifest(run.path, run.manifest)
+            page = write(run, experiment=experiment)
     if not arguments.quiet:
         say(report(run))
         if page is not None:

@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from tqdm.auto import tqdm
 
+from . import processes
+
 __all__ = ["largest_divisor", "map_draws", "progress", "quiet"]
 
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -82,7 +84,7 @@ def _effort(total: int, draws: Any, shared: tuple) -> int:
 
 def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, chunk: int = 1,
               desc: str | None = None, show: bool = True, passes: int = 1) -> Any:
-    """Map ``fn(*statics, draw, *shared)`` over the leading axis of `draws`.
+    """Map ``fn(*statics, draw, *shared)`` over the leading axis of `draws`, on all devices of all processes.
 
     Parameters
     ----------
@@ -107,6 +109,15 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
     pytree
         Results with leading axis T.
     """
+    total = jax.tree.leaves(draws)[0].shape[0]
+    if processes.count() == 1:
+        return _map_here(fn, statics, draws, shared, chunk, desc, show, passes)
+    part = _map_here(fn, statics, processes.mine(draws), shared, chunk, desc, show, passes)
+    return processes.gathered(part, total)
+
+
+def _map_here(fn, statics, draws, shared, chunk, desc, show, passes) -> Any:
+    """`map_draws` on this process's devices."""
     total = jax.tree.leaves(draws)[0].shape[0]
     devices = jax.local_device_count()
     pad = -total % devices

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from ..core import processes
 from ..core.batching import largest_divisor, progress
 from ..core.checks import check_choice, check_count
 from ..core.keys import name_key
@@ -234,12 +236,26 @@ def _identity(kernel: Kernel, key, start, x, y, method: str, run: RunOptions) ->
 def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: RunOptions, *,
                method: str) -> Posterior:
     """Run a kernel from `start`, leading axis (chain,), and gather a `Posterior` named after `method`."""
-    size, num_samples, how = run.block_size, run.num_samples, run.chain_method
-    chains = jax.tree.leaves(start)[0].shape[0]
+    how, chains = run.chain_method, jax.tree.leaves(start)[0].shape[0]
     if kernel.pooled and how == "threads":
         raise ValueError(f"the chains of {method} tune together, so each cannot have a thread of its own; pass "
                          "chain_method='vectorized'")
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(chains))
+    if processes.count() > 1 and run.checkpoint is not None:
+        run = replace(run, checkpoint=Path(run.checkpoint) / f"process_{jax.process_index()}")
+    if processes.count() == 1 or kernel.pooled:  # chains that tune together stay so: each process runs them all
+        samples, stats, seconds = _run_here(kernel, key, keys, start, x, y, run, method)
+    else:
+        samples, stats, seconds = _run_here(kernel, key, *processes.mine((keys, start)), x, y, run, method)
+        samples, stats = processes.gathered((samples, stats), chains)
+    return Posterior({s: samples[s] for s in kernel.target.bound.names}, {**stats, **seconds}, method)
+
+
+def _run_here(kernel: Kernel, key: jax.Array, keys: jax.Array, start: Any, x: Any, y: Any, run: RunOptions,
+              method: str) -> tuple[dict, dict, dict]:
+    """Samples and stats, (chain, draw, ...), of chains with these keys in this process, and the seconds they took."""
+    size, num_samples, how = run.block_size, run.num_samples, run.chain_method
+    chains = len(keys)
     run_keys, finish_keys = (jax.vmap(lambda k, name=name: name_key(k, name))(keys) for name in ("run", "finish"))
     disk = found = None
     kept: list = []
@@ -278,9 +294,9 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
         else:
             samples, stats = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *kept)
     # Of drawing alone; processor seconds, of all threads, are what a busy machine does not stretch.
-    stats["processor_seconds"] = time.process_time() - spent
-    stats["seconds_warmup"], stats["seconds"] = warmed - began, time.perf_counter() - warmed
-    return Posterior({s: samples[s] for s in kernel.target.bound.names}, stats, method)
+    seconds = {"processor_seconds": time.process_time() - spent, "seconds_warmup": warmed - began,
+               "seconds": time.perf_counter() - warmed}
+    return samples, stats, seconds
 
 
 def _pieces(total: int, size: int) -> list[int]:

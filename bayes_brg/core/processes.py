@@ -1,0 +1,51 @@
+"""Draws shared out over the processes of a job that `jax.distributed` has joined.
+
+Every process runs the same program on the same numbers. Where work goes over draws or chains, each does a part of them
+on its own devices, and all get the whole back by one collective of JAX's: what follows cannot tell how many took part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["count", "gathered", "mine", "same_everywhere"]
+
+
+def count() -> int:
+    """Processes of the job; 1 where none was joined."""
+    return jax.process_count()
+
+
+def mine(tree: Any) -> Any:
+    """This process's part of arrays with leading axis T: ⌈T/P⌉ in order, the last repeated where they run out."""
+    total = jax.tree.leaves(tree)[0].shape[0]
+    size = -(-total // count())
+    index = np.minimum(np.arange(size) + size * jax.process_index(), total - 1)
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+def gathered(tree: Any, total: int) -> Any:
+    """The parts of all processes put together, leading axis `total`: a collective, which all must reach."""
+    from jax.experimental import multihost_utils
+
+    def whole(a):
+        impl = jax.random.key_impl(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else None
+        every = multihost_utils.process_allgather(a if impl is None else jax.random.key_data(a), tiled=True)[:total]
+        return jnp.asarray(every) if impl is None else jax.random.wrap_key_data(jnp.asarray(every), impl=impl)
+
+    return jax.tree.map(whole, tree)
+
+
+def same_everywhere(value: bytes) -> bool:
+    """Whether all processes have the same bytes: a collective."""
+    import hashlib
+
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(value).digest(), np.uint8).astype(np.int32)
+    every = np.asarray(multihost_utils.process_allgather(digest))
+    return bool((every == every[:1]).all())
