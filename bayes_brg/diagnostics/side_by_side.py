@@ -35,10 +35,11 @@ def side_by_side(flows: Mapping[str, Flow | Callable[[], Flow]], x, y, *, progre
     pandas.DataFrame
         One row a flow and cutoff: ``flow``, ``cutoff`` (per datum); ``kept``, the share of directions kept
         (`Flow.stiff_fraction`); ``loss``, the median over draws of the held-out loss, and ``loss_ratio`` to that at
-        Λ = 0; ``log_density``, the mean held-out log predictive density, nats a datum; ``overlap``, the correlation of
-        a draw's whitened flowing parameters with those at Λ = 0, the mean over draws (1: nothing is forgotten, about 0:
-        all is), NaN where the prior is not Gaussian; ``gradients``, a draw, from the cutoff before on its walk to this
-        one, in the mean, for flows that are sampled; ``seconds``, of the whole flow.
+        Λ = 0, NaN for a loss in nats, whose zero depends on the units of y; ``log_density``, the mean held-out log
+        predictive density, nats a datum; ``overlap``, the correlation of a draw's whitened flowing parameters with
+        those at Λ = 0, the mean over draws (1: nothing is forgotten, about 0: all is), NaN where the prior is not
+        Gaussian; ``gradients``, a draw, from the cutoff before on its walk to this one, in the mean, for flows that
+        are sampled; ``seconds``, of the whole flow.
     """
     x, y = check_data(x, y)
     rows = []
@@ -47,8 +48,10 @@ def side_by_side(flows: Mapping[str, Flow | Callable[[], Flow]], x, y, *, progre
         flow = made if isinstance(made, Flow) else made()
         seconds = np.nan if flow is made else time.perf_counter() - start
         scales = np.asarray(flow.cutoffs, float)
-        loss = flow.loss(x, y, progress_bar=progress_bar).median(("chain", "draw")).values
+        found = flow.loss(x, y, progress_bar=progress_bar)
+        loss = found.median(("chain", "draw")).values
         first = float(flow.loss(x, y, cutoffs=[0.0], progress_bar=progress_bar).median())
+        first = np.nan if found.attrs["units"] == "nats" else first  # −log p has no zero that a ratio could be to
         density = flow.log_predictive(x, y).mean("point").values
         spent = _gradients(flow)
         rows += [{"flow": name, "cutoff": scales[k], "kept": flow.stiff_fraction[k], "loss": loss[k],

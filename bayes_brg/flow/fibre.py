@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -97,7 +98,8 @@ def renormalize_fibre(model, posterior: Posterior, metric: Metric, *, cutoffs, k
     ------
     ValueError
         As `renormalize`; for a metric that is not whitened, has no eigenmodes of all its sites together, is shared by
-        the draws or made of observed labels; for a prior that is not mapped onto N(0, 1) exactly.
+        the draws or made of observed labels; for a prior that is not mapped onto N(0, 1) exactly, or draws too far in
+        its tails.
 
     Warns
     -----
@@ -278,12 +280,31 @@ def sample_fibres(bound: BoundModel, metric: Metric, posterior: Posterior, refil
                 overlap, move = map_draws(_forgotten_ends, (spec,), (theta, ends), (shared,))
                 found[1].update(overlap=overlap, move=move)
             else:
-                groups = groups or Groups(spec, draws, shared, options, pool)
+                if groups is None:
+                    groups = Groups(spec, draws, shared, options, pool)
+                    _check_coordinates(spec, posterior, theta, groups.white)
                 found = groups.walk(number, float(level), bar)
             samples.append(found[0])
             numbers.append(found[1])
     return ({s: np.stack([np.asarray(found[s]) for found in samples]) for s in spec.sites},
             {name: np.stack([np.asarray(found[name]) for found in numbers]) for name in NUMBERS} | {"num_kept": kept})
+
+
+def _check_coordinates(spec: FibreSpec, posterior: Posterior, theta: Params, whitened: jax.Array) -> None:
+    """Refuse finite draws whose coordinates N(0, 1) are not, from which no walk could start."""
+    bad, start = ~np.isfinite(np.asarray(whitened[:posterior.size])), 0
+    known = np.all([np.isfinite(np.asarray(v)).reshape(posterior.size, -1).all(axis=1) for v in theta.values()], axis=0)
+    bad &= known[:, None]  # members that are known to have diverged go to the prior
+    for s, shape in spec.shapes(spec.sites).items():
+        size = math.prod(shape)
+        off = np.flatnonzero(bad[:, start:start + size].any(axis=1))
+        start += size
+        if off.size:
+            chain, draw = divmod(int(off[0]), posterior.num_draws)
+            raise ValueError(f"posterior: {off.size} draw(s) of site {s!r}, the first at chain {chain}, draw {draw}, "
+                             f"lie so far in a tail of its prior that in {whitened.dtype} nothing is left of it; widen "
+                             "the prior, take 64 bits (jax.config.update('jax_enable_x64', True)), or leave the site "
+                             "out with sites= of brg.fisher")
 
 
 class Groups:

@@ -28,6 +28,7 @@ __all__ = ["TemperedFlow", "renormalize_tempered"]
 
 STARTS = ("posterior", "prior")
 OFF = 5.0  # standard errors by which moves may change the log-likelihood of what should be posterior draws
+HELD_MOVES = 6  # where each particle is a system of its own
 GROUPS = 40  # blocks of draws that follow each other, over all chains
 
 
@@ -153,6 +154,8 @@ class TemperedFlow(SampledFlow):
         """
         assert self.options is not None and self.path is not None
         other = STARTS[1 - STARTS.index(self.start)]
+        if other == "prior" and self.bound.undrawable():
+            raise ValueError(f"hysteresis starts from the prior: {self.bound.undrawable()}")
         run = _Run(self.bound, self.posterior, self.x, self.y, check_key(key), self.sites, self.options, other,
                    len(self.path.levels) * 10 + 100, progress_bar)
         path = walk(run, self.power, keep=False)[0]
@@ -209,7 +212,7 @@ def renormalize_tempered(model, posterior: Posterior, x, y, *, cutoffs, key, sit
     target_ess : float
         Conditional effective share of the weights between neighbouring levels; nearer to 1, more levels.
     num_moves : int
-        Transitions at each level.
+        Transitions at each level; 6 or more where sites are held.
     trajectory_length : float
         Mean angle of a transition, radians.
     target_accept_prob : float
@@ -238,7 +241,7 @@ def renormalize_tempered(model, posterior: Posterior, x, y, *, cutoffs, key, sit
     ------
     ValueError
         For cutoffs that do not increase, discrete sites, held sites whose prior depends on flowing ones, draws whose
-        likelihood is not finite, or Λ = ∞ or ``start="prior"`` with an improper prior.
+        likelihood is not finite or that do not differ, or Λ = ∞ or ``start="prior"`` with an improper prior.
     RuntimeError
         If `max_levels` do not reach the last cutoff.
 
@@ -279,6 +282,9 @@ def renormalize_tempered(model, posterior: Posterior, x, y, *, cutoffs, key, sit
         raise ValueError(bound.undrawable())
     run = _Run(bound, posterior, x, bound.targets(y), key, sites, options, start, check_count(max_levels, "max_levels"),
                progress_bar)
+    if run.space.single and options.moves < HELD_MOVES:
+        raise ValueError(f"num_moves must be at least {HELD_MOVES} where sites are held, got {options.moves}: the heat "
+                         "capacity of a particle is then had from two of its own states, many moves apart")
     count = num_points(x)
     path, kept = walk(run, powers(scales, count), keep=True)
     return _flow(run, model, path, kept, scales, count)
@@ -286,7 +292,8 @@ def renormalize_tempered(model, posterior: Posterior, x, y, *, cutoffs, key, sit
 
 def _flowing(bound: BoundModel, posterior: Posterior, x: Any, sites: Sequence[str] | None) -> tuple[str, ...]:
     """The sites that flow, in the model's order."""
-    wanted = posterior.trained if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
+    known = tuple(s for s in posterior.trained if s in bound.names)  # what a model only computes may be among draws
+    wanted = known if sites is None else (sites,) if isinstance(sites, str) else tuple(sites)
     for s in wanted:
         bound.site(s)
     chosen = tuple(s for s in bound.names if s in wanted)
@@ -354,6 +361,7 @@ def walk(run: _Run, targets: np.ndarray, keep: bool) -> tuple[Path, dict[float, 
     if heating:
         first = begin(run.draws())
         _check_finite(run, first.energy)
+        _check_spread(run, first.particles.u)
     else:
         assert prior is not None
         first = prior
@@ -411,6 +419,16 @@ def _check_finite(run: _Run, energy: np.ndarray) -> None:
         chain, draw = divmod(int(bad[0]), run.posterior.num_draws)
         raise ValueError(f"posterior: the log-likelihood of {bad.size} of {energy.size} draws is not finite, the first "
                          f"at chain {chain}, draw {draw}; leave such draws out")
+
+
+def _check_spread(run: _Run, u: jax.Array) -> None:
+    """Refuse draws that agree in a coordinate: moves are as wide as the particles, and would leave them there."""
+    same = np.ptp(np.asarray(u), axis=0) == 0
+    if same.any():
+        named = run.space.unravel(run.x, run.y)(np.asarray(same, np.asarray(u).dtype))
+        site = next(s for s, v in named.items() if np.any(np.asarray(v)))
+        raise ValueError(f"posterior: its {len(u)} draw(s) all have the same value in site {site!r}, from which "
+                         "nothing can be heated; pass several different draws, and in sites= only what was inferred")
 
 
 def _reference(run: _Run, prior: _Start | None) -> tuple[np.ndarray, np.ndarray] | None:

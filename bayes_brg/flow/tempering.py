@@ -264,17 +264,16 @@ class Walk:
     def gaussian(self) -> tuple[jax.Array, jax.Array]:
         """The reference of the moves: that of the prior, but for coordinates where the particles contradict it."""
         u = np.asarray(self.particles.u, np.float64)
-        weights = np.exp(self.log_w)
+        weights, dtype = np.exp(self.log_w), self.particles.u.dtype
         mean = weights @ u
         variance = weights @ (u - mean) ** 2
         if self.reference is None:
-            return jnp.asarray(mean, u.dtype), jnp.asarray(np.sqrt(np.maximum(variance, 1e-30)))
+            return jnp.asarray(mean, dtype), jnp.asarray(np.sqrt(np.maximum(variance, 1e-30)), dtype)
         centre, width = self.reference
         number = 1 / np.sum(weights**2)
         variance = (number * variance + 5e-3 * width**2) / (number + 5e-3)
         clear = ((np.abs(np.log(variance / width**2)) > CLEAR * np.sqrt(2 / number))
                  | (np.abs(mean - centre) > CLEAR * width / np.sqrt(number)))
-        dtype = self.particles.u.dtype
         return (jnp.asarray(np.where(clear, mean, centre), dtype),
                 jnp.asarray(np.where(clear, np.sqrt(variance), width), dtype))
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import signal
-from scipy.special import expit, logsumexp
+from scipy.special import log_expit, logsumexp
 
 from .critical_scale import CriticalScale
 from .tempering import Level
@@ -60,20 +60,43 @@ def bridge(near: np.ndarray, near_weights: np.ndarray, far: np.ndarray, far_weig
     ----------
     .. [1] Bennett, Efficient estimation of free energy differences from Monte Carlo data, J. Comput. Phys. 22 (1976).
     """
-    def means(value):  # E_t[e^g/(1 + e^g/r)] / r and E_{t'}[1/(1 + e^g/r)], g = (t' − t) log L, r = e^value
-        with np.errstate(over="ignore"):
-            up, down = expit(width * near - value).mean(axis=0), expit(value - width * far).mean(axis=0)
-        return up, down, near_weights @ up, far_weights @ down
+    def logs(value):  # of E_t[e^g/(1 + e^g/r)] / r and E_{t'}[1/(1 + e^g/r)], g = (t' − t) log L, r = e^value
+        up, down = log_expit(width * near - value), log_expit(value - width * far)
+        return (up, down, logsumexp(up, b=near_weights / len(near)), logsumexp(down, b=far_weights / len(far)))
 
     value = float(np.mean(logsumexp(width * near, axis=1, b=near_weights)))
     for _ in range(200):
-        _, _, up, down = means(value)
-        step = math.log(up) - math.log(down)
+        _, _, up, down = logs(value)
+        step = float(up - down)
         value += step
         if abs(step) < 1e-10 * max(1.0, abs(value)):
             break
-    up, down, mean_up, mean_down = means(value)
-    return Bridge(value, up / mean_up - 1, 1 - down / mean_down)
+    up, down, mean_up, mean_down = logs(value)
+    return Bridge(value, np.exp(up - mean_up).mean(axis=0) - 1, 1 - np.exp(down - mean_down).mean(axis=0))
+
+
+def integral(powers: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """∫ E_t[log L] dt between neighbouring powers (level − 1,), and its coefficients of the means (level − 1, level).
+
+    A curve E = c − b/(t + τ), as one direction has it, goes through both ends' slopes Var_t(log L): τ is 0 where the
+    directions are determined, and far above t where the data have hardly said anything. c is integrated as it is, and
+    E − c over log(t + τ), by the trapezoidal rule with its correction by slopes, of fourth order.
+    """
+    low, high = np.minimum(powers[1:], powers[:-1]), np.maximum(powers[1:], powers[:-1])
+    rising = powers[1:] > powers[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt(np.where(rising, variance[:-1], variance[1:]) / np.where(rising, variance[1:], variance[:-1]))
+        shift = np.where(ratio > 1, np.clip((high - ratio * low) / (ratio - 1), 0.0, 1e3 * high), 1e3 * high)
+        near, far = powers[:-1] + shift, powers[1:] + shift
+        span, width = np.diff(powers), np.log(far / near)
+        ends = mean[:-1] + near * variance[:-1], mean[1:] + far * variance[1:]
+        level = 0.5 * (ends[0] + ends[1])
+        legs = (level * span + width / 2 * (near * (mean[:-1] - level) + far * (mean[1:] - level))
+                - width**2 / 12 * (far * (ends[1] - level) - near * (ends[0] - level)))
+        odd = width / 4 * (near - far) + width**2 / 24 * (near + far)
+    place, coefficients = np.arange(len(legs)), np.zeros((len(legs), len(powers)))
+    coefficients[place, place], coefficients[place, place + 1] = span / 2 + odd, span / 2 - odd
+    return legs, coefficients
 
 
 @dataclass(frozen=True)
@@ -232,20 +255,14 @@ class Path:
     def integrated(self) -> tuple[np.ndarray, np.ndarray]:
         """log ∫ π₀ L^t of every level by thermodynamic integration, d log Z/dt = E_t[log L] [1]_.
 
-        Over log t, in which the integrand t E_t[log L] of a number of directions that the data determine is constant;
-        the trapezoidal rule with its correction by the slope t E_t + C of the integrand, of fourth order.
+        See `integral`.
 
         References
         ----------
         .. [1] Friel, Hurn and Wyse, Improving power posterior estimation of statistical evidence, Statistics and
            Computing 24 (2014), arXiv:1209.3198.
         """
-        count, t = len(self.powers), np.where(self.powers > 0, self.powers, np.nan)
-        width, height = np.diff(np.log(t)), t * self.mean
-        legs = width / 2 * (height[1:] + height[:-1]) - width**2 / 12 * np.diff(height + self.capacity)
-        coefficients = np.zeros((count - 1, count))
-        place = np.arange(count - 1)
-        coefficients[place, place], coefficients[place, place + 1] = width / 2 * t[:-1], width / 2 * t[1:]
+        legs, coefficients = integral(self.powers, self.mean, self.variance)
         if not self.powers[0]:  # the mean at the prior need not exist: that leg is by the weights
             legs[0], coefficients[0] = self.anchor[1] if self.anchor else np.nan, 0.0
         return self._from_anchor(legs, coefficients, self._mean_covariance)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import gammainc, ndtr, ndtri
+from jax.scipy.special import erf, gammainc, log_ndtr, ndtr, ndtri
 
 from .distributions import unwrap
 
@@ -26,12 +26,18 @@ def from_normal(prior: dist.Distribution, z: jax.Array) -> jax.Array:
     """The value θ = T(z) of a site, T(N(0, 1)) being its prior; z has the shape of θ.
 
     Gaussians by location and scale, transformed laws by their transforms, a law with `from_normal` by that, and any
-    other of independent entries by its quantile function, T = F⁻¹ ∘ Φ.
+    other of independent entries by its quantile function, T = F⁻¹ ∘ Φ: of the half-normal and the exponential law in
+    the form that keeps both tails, where F is 1 to rounding (from 5 σ in float32).
     """
     d = unwrap(prior)
     match d:
         case dist.Normal():
             return d.loc + d.scale * z
+        case dist.HalfNormal():
+            upper = -ndtri(0.5 * ndtr(-jnp.maximum(z, 0.0)))
+            return d.scale * jnp.where(z > 0, upper, jax.lax.erf_inv(ndtr(jnp.minimum(z, 0.0))) * 2**0.5)
+        case dist.Exponential():
+            return jnp.where(z > 0, -log_ndtr(-jnp.maximum(z, 0.0)), -jnp.log1p(-ndtr(jnp.minimum(z, 0.0)))) / d.rate
         case dist.MultivariateNormal() | dist.LowRankMultivariateNormal():
             return d.loc + jnp.einsum("...ij,...j->...i", _tril(d), z)
         case dist.TransformedDistribution():
@@ -50,6 +56,14 @@ def to_normal(prior: dist.Distribution, value: jax.Array) -> jax.Array:
     match d:
         case dist.Normal():
             return (value - d.loc) / d.scale
+        case dist.HalfNormal():
+            r, middle = value / d.scale, 0.6744898
+            upper = -ndtri(2 * ndtr(-jnp.maximum(r, middle)))
+            return jnp.where(r > middle, upper, ndtri(erf(jnp.minimum(r, middle) / 2**0.5)))
+        case dist.Exponential():
+            r, middle = value * d.rate, 0.6931472
+            return jnp.where(r > middle, -ndtri(jnp.exp(-jnp.maximum(r, middle))),
+                             ndtri(-jnp.expm1(-jnp.minimum(r, middle))))
         case dist.MultivariateNormal() | dist.LowRankMultivariateNormal():
             gap = (value - d.loc)[..., None]
             tril = jnp.broadcast_to(_tril(d), (*gap.shape[:-2], *_tril(d).shape[-2:]))

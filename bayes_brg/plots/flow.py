@@ -366,14 +366,14 @@ def flows_side_by_side(table: Any, *, axes: Sequence[Axes] | None = None) -> Fig
     Returns
     -------
     matplotlib Figure
-        y is the median loss over draws relative to Λ = 0 (its level where that is not positive).
+        y is the median loss over draws relative to Λ = 0 (its level where that is not positive, or in nats).
     """
     if axes is None:
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     left, right = axes
     finite = table[np.isfinite(table["cutoff"])]
     place = cutoff_axis(left, finite["cutoff"].to_numpy(float))
-    positive = bool((table["loss"] > 0).all())
+    positive = bool((table["loss"] > 0).all() and table["loss_ratio"].notna().all())
     column = "loss_ratio" if positive else "loss"
     for number, (name, rows) in enumerate(finite.groupby("flow", sort=False)):
         look = {k: v for k, v in _look(number).items() if k not in ("capsize", "elinewidth")}

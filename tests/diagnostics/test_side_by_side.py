@@ -44,3 +44,12 @@ def test_the_table_has_what_the_flows_say(flows):
 def test_its_figure(flows):
     figure = plots.flows_side_by_side(side_by_side({"mapped": flows[0], "again": flows[0]}, X, Y))
     assert [len(ax.get_legend().get_texts()) for ax in figure.axes] == [2, 2]
+
+
+def test_a_loss_in_nats_has_no_ratio():
+    net = brg.mlp((3,), activation="tanh", likelihood=brg.bernoulli())
+    posterior = brg.prior(net, X, key=KEY, num_samples=8)
+    flow = brg.renormalize(net, posterior, brg.fisher(net, posterior, X), cutoffs=[0.0, 0.1], key=KEY)
+    table = side_by_side({"mapped": flow}, X, X[:, 0] > 0)
+    assert table["loss_ratio"].isna().all() and (table["loss"] > 0).all()
+    assert plots.flows_side_by_side(table).axes[0].get_ylabel() == "median loss"

@@ -295,3 +295,14 @@ def test_learned_scales_flow_where_they_are_asked_to():
     assert stats.kstest(ratio, "norm").pvalue > 1e-3  # the prior is a fixed point
     assert stats.kstest(np.log(np.ravel(at.samples["scale"])) / 0.3, "norm").pvalue > 1e-3
     assert (flow.diagnostics["deviation"] < 6).all()
+
+
+def test_a_draw_too_far_in_a_tail_is_refused():
+    def model(x, y=None):
+        a = numpyro.sample("a", dist.Laplace(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(a * x[:, 0], 0.5), obs=y)
+
+    post = brg.Posterior({"a": np.array([[0.5, -0.2, 40.0, 1.0]])})
+    metric = brg.fisher(model, post, X, kind="full", whiten=True)
+    with pytest.raises(ValueError, match="1 draw.s. of site 'a', the first at chain 0, draw 2, lie so far in a tail"):
+        brg.renormalize_fibre(model, post, metric, cutoffs=[0.1], key=KEY)

@@ -13,7 +13,7 @@ from scipy import stats
 
 import bayes_brg as brg
 from bayes_brg import theory
-from bayes_brg.flow.thermodynamics import _smoother
+from bayes_brg.flow.thermodynamics import _smoother, bridge, integral
 
 KEY = jax.random.key(11)
 RNG = np.random.default_rng(4)
@@ -311,6 +311,60 @@ def test_what_it_refuses(mode):
         call(one_mode, posterior, ONE_X, ONE_Y, cutoffs=[0.0, 100.0], key=KEY, max_levels=1)
     with pytest.raises(ValueError, match="nearest are 0.2 and 1"):
         mode.at(0.5)
+
+
+def test_draws_that_cannot_be_heated_are_refused(mode):
+    """One draw, or draws that agree, would stay where they are at every Λ, with errors of zero."""
+    call, u = brg.renormalize_tempered, mode.posterior.samples["u"]
+    for samples in ({"u": u[:1, :1]}, {"u": jnp.full((2, 10), 1.2)}):
+        with pytest.raises(ValueError, match="draw.s. all have the same value in site 'u'"):
+            call(one_mode, brg.Posterior(samples), ONE_X, ONE_Y, cutoffs=[0.0, 1.0], key=KEY)
+
+    def held(x, y=None):
+        numpyro.sample("b", dist.Normal(0.0, 1.0))
+        one_mode(x, y)
+
+    posterior = brg.Posterior({"b": u, "u": u})
+    with pytest.raises(ValueError, match="num_moves must be at least 6 where sites are held, got 2"):
+        call(held, posterior, ONE_X, ONE_Y, cutoffs=[0.0, 1.0], key=KEY, sites="u", num_moves=2)
+
+
+def test_values_that_a_model_computes_may_be_among_the_draws(mode):
+    u = mode.posterior.samples["u"][:, :50]
+    flows = [brg.renormalize_tempered(one_mode, brg.Posterior(s), ONE_X, ONE_Y, cutoffs=[0.2], key=KEY)
+             for s in ({"u": u}, {"u": u, "fitted": u[..., None] * ONE_X})]
+    assert flows[1].sites == ("u",)
+    np.testing.assert_array_equal(*(f.at(0.2).samples["u"] for f in flows))
+
+
+def test_an_improper_prior_has_no_other_end():
+    def flat(x, y=None):
+        u = numpyro.sample("u", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(u * x, 1.0), obs=y)
+
+    u = ESTIMATE + RNG.normal(size=(1, 50)) / np.sqrt(N * STIFFNESS)
+    flow = brg.renormalize_tempered(flat, brg.Posterior({"u": u}), ONE_X, ONE_Y, cutoffs=[0.2], key=KEY)
+    assert np.isnan(flow.log_evidence).all()
+    with pytest.raises(ValueError, match="hysteresis starts from the prior: site 'u' has an improper prior"):
+        flow.hysteresis(key=KEY)
+
+
+@pytest.mark.parametrize("stiffness", [[1e-3], [1.0], [1e3], [1e-3, 0.1, 3.0, 100.0]])
+def test_the_integral_over_powers_holds_from_weak_data_to_strong(stiffness):
+    """Four levels a factor of three apart, against the closed form; over log t alone each would be off by .03."""
+    t = np.geomspace(1.0, 1 / 27, 4)
+    exact = theory.tempered_linear(t, stiffness, 1.3, 10, -20.0)
+    mean, variance = exact.mean_log_likelihood, exact.heat_capacity / t**2
+    legs, coefficients = integral(t, mean, variance)
+    np.testing.assert_allclose(legs, np.diff(exact.log_evidence), atol=2e-3)
+    moved = integral(t, mean + np.array([0.0, 0.1, 0.0, 0.0]), variance)[0] - legs
+    np.testing.assert_allclose(moved, 0.1 * coefficients[:, 1], atol=1e-9)
+
+
+def test_a_bridge_between_laws_that_hardly_meet_is_a_number():
+    near, far = np.array([[-14_000.0, -14_001.0]]), np.array([[-1e6, -1.1e6]])
+    found = bridge(near, np.full(2, 0.5), far, np.full(2, 0.5), -0.999)
+    assert np.isfinite(found.value) and np.isfinite(found.near).all() and np.isfinite(found.far).all()
 
 
 def test_the_smoothed_curve_keeps_lines_and_makes_no_peak_of_a_step():
