@@ -211,12 +211,8 @@ def _run_here(arguments: argparse.Namespace) -> None:
                              keep_weights=not arguments.no_weights, accept_changed=arguments.accept_changed)
         page = None
         if alone:
-            from .io.store import write_manifest
             from .runs.report import report as write
 
-            if run.manifest.get("file") != str(data):  # the command that runs it again has the table, not our own file
-                run.manifest["file"] = str(data)
-                write_manifest(run.path, run.manifest)
             page = write(run, experiment=experiment)
     if not arguments.quiet:
         say(report(run))
@@ -268,8 +264,10 @@ def _compare(arguments: argparse.Namespace) -> None:
         found = compare(pair[0], pair[1], labels=labels, progress_bar=not arguments.quiet)
     else:
         from .runs.experiment import load_experiment
+        from .runs.provenance import warn_of_change
         experiment = load_experiment(arguments.experiment)
         for run, method in pair:
+            warn_of_change(arguments.experiment, run.manifest)
             if diverged := int(run.read_flow(method)["diverged"].sum()):
                 raise ValueError(f"{diverged} members of {method!r} in {run.path} diverged, and flows made anew "
                                  "hold all members; leave --experiment out")

@@ -44,6 +44,7 @@ class Checkpoint:
     def __init__(self, directory: str | os.PathLike, identity: dict):
         self.directory = Path(directory)
         self.identity = json.loads(json.dumps({"format": FORMAT, **identity}))
+        self.mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.owner = Owner(self.directory)
 
     def __enter__(self) -> Checkpoint:
@@ -142,14 +143,18 @@ class Checkpoint:
             with file:
                 content = file.read()
             check_mark(content)
-            return load_arrays(io.BytesIO(content), 2 * size)
+            held = load_arrays(io.BytesIO(content), 2 * size)
+            if str(held.pop("whose", whose := f"{path.name} of {self.mark}")) != whose:
+                raise ValueError("it is another file, or another run's, in its place")
+            return held
         except FileNotFoundError:
             raise ValueError(f"{path} is missing; {self._anew()}") from None
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; {self._anew()}") from None
 
     def _write(self, path: Path, **arrays: Any) -> None:
-        write_file(path, archive(arrays), root=self.directory)
+        whose = np.array(f"{path.name} of {self.mark}")  # a whole file of another run would be taken for ours
+        write_file(path, archive({**arrays, "whose": whose}), root=self.directory)
 
 
 def _is_key(a: Any) -> bool:

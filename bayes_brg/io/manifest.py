@@ -17,8 +17,8 @@ import numpy as np
 
 from ..core.files import MIB, amount, check_name, inside, open_regular, plain, seal, short, unseal, write_file
 
-__all__ = ["COPY", "FORMAT", "MANIFEST", "damage", "fault_of", "jsonable", "open_recorded", "read_manifest", "record",
-           "record_anew", "recorded", "write_json", "write_manifest"]
+__all__ = ["ADDRESS", "COPY", "FORMAT", "MANIFEST", "damage", "fault_of", "jsonable", "open_recorded", "read_manifest",
+           "record", "record_anew", "recorded", "write_json", "write_manifest"]
 
 FORMAT = 3  # to be raised when a file's meaning changes: runs of a format that is not read are refused
 READ = (2, FORMAT)  # of format 2 the files have no checksums
@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 COPY = ".manifest.json"
 WHOLE = 512 * MIB  # files up to here are read at once; larger ones are checked first and then read from the same handle
 HEX = re.compile(r"[0-9a-f]{64}")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # where an object lies in memory, which is elsewhere the next time
 
 
 # -- JSON -----------------------------------------------------------------------------------------------------
@@ -41,7 +42,11 @@ def jsonable(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "__array__"):
         return jsonable(np.asarray(value).tolist())
-    return getattr(value, "__qualname__", None) or repr(value)
+    if (name := getattr(value, "__qualname__", None)) is not None:
+        return name
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):  # such a repr says nothing of its parts
+        return f"{type(value).__qualname__}({', '.join(f'{k}={jsonable(v)!r}' for k, v in vars(value).items())})"
+    return ADDRESS.sub("", repr(value))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -271,9 +276,12 @@ def record_anew(root: Path) -> None:
 
 def remedy(root: Path, manifest: Mapping[str, Any]) -> str:
     """How a bad file is made anew."""
-    file, place = (short(shlex.quote(str(text)), 200) for text in (manifest.get("file", "FILE"), root))
-    return (f"run the experiment again into the same directory, bayes-brg run {file} --out {place}: it "
-            "makes that file anew, from the same key")
+    settings = manifest["settings"]
+    file, place, target = (short(shlex.quote(str(text)), 200) for text in
+                           (manifest.get("file", "FILE"), root, settings.get("target", "")))
+    of = f" --target {target}" if settings.get("target") and settings.get("data") else ""
+    return (f"run the experiment again into the same directory, bayes-brg run {file}{of} --out {place}, with the same "
+            "settings: it makes that file anew, from the same key")
 
 
 def open_recorded(root: Path, name: str, manifest: Mapping[str, Any], limit: int | None = None) -> BinaryIO:

@@ -26,6 +26,7 @@ __all__ = ["Netcdf", "content_digest", "open_netcdf", "to_bytes", "write_dataset
 Groups = Mapping[str | None, xr.Dataset]
 SLACK = 64 * MIB  # what a file may declare beyond eight times its own bytes
 OBJECTS = 10_000
+LABELS = 20_000  # texts of an array that are looked at one by one
 
 
 def to_bytes(groups: Groups) -> bytes:
@@ -138,7 +139,20 @@ def _array(array: h5py.Dataset, size: int, name: str, path: str) -> int:
         raise _Refused(f"{name}: the entries of {short(path)!r} are in another file; put them into this one")
     entries = int(np.prod([int(n) for n in array.shape or ()], dtype=object))
     declared = _attributes(array, size, name, path)
-    return declared + _bytes(entries, array.dtype, size)
+    most = _bytes(entries, array.dtype, size)
+    if most > SLACK and array.ndim == 1 and entries <= LABELS and h5py.check_string_dtype(array.dtype) is not None:
+        most = _labels(array, 8 * size + SLACK)
+    return declared + most
+
+
+def _labels(array: h5py.Dataset, limit: int) -> int:
+    """Bytes of texts of any length, such as the names along an axis, read one by one until they are too many."""
+    total = 0
+    for i in range(array.shape[0]):
+        total += 1024 + len(array[i])  # what is short takes its time too
+        if total > limit:
+            break
+    return total
 
 
 def _attributes(thing: Any, size: int, name: str, path: str) -> int:

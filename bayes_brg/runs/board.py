@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from ..core.checks import check_choice, check_count, check_key, check_positive
 from ..core.files import short
 from ..core.keys import name_key
 from ..diagnostics.better import Better, correlated_t, signed_rank
+from ..io.manifest import ADDRESS, jsonable
 from ..io.store import replacing
 from .cells import MEASURES, Cell, Split, make_cells, read_cell
 from .methods import METHODS, method_by_name
@@ -168,7 +170,8 @@ def board(tables: Any, methods: Any, *, splits: int | Sequence[int] = 10, key: A
         ``"ridge"``, ``"forest"``, ``"boosting"``, ``"gp"``. Or a function ``method(x, y, x_test, *, key,
         num_classes)``, which is given standardised inputs and targets (n,) (classes 0, 1, …) and returns a
         `Predictive`, a dict of its fields, or an array of draws (draw, n) (of classes: probabilities), in the units of
-        `y`. `functools.partial` sets options.
+        `y`. `functools.partial` sets options. Cells know a function by its name and what it holds, not by its code:
+        give a changed one another label.
     splits : int or sequence of int
         How many splits of each table, or which; of fixed splits those that are there.
     key : jax.random.key
@@ -370,8 +373,17 @@ def _digest_rows(rows: Split) -> str:
 
 
 def _described(call: Callable[..., Any]) -> str:
-    """A method and its options in words, the same in every process."""
+    """A method and its options in words, the same in every process; of a function, its name and what it holds."""
     if isinstance(call, functools.partial):
         options = ", ".join(f"{k}={v!r}" for k, v in sorted(call.keywords.items()))
-        return f"{_described(call.func)}({options})"
-    return f"{getattr(call, '__module__', '')}.{getattr(call, '__qualname__', type(call).__qualname__)}"
+        return ADDRESS.sub("", f"{_described(call.func)}({options})")
+    held = [*(getattr(call, "__defaults__", None) or ()), *(getattr(call, "__kwdefaults__", None) or {}).values()]
+    for cell in getattr(call, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # one that is empty still
+            held.append(cell.cell_contents)
+    try:
+        words = repr(jsonable(held)) if held else ""
+    except (TypeError, ValueError, RecursionError):  # what has no plain form
+        words = ADDRESS.sub("", repr(held))
+    words = words if len(words) < 200 else hashlib.sha256(words.encode()).hexdigest()[:16]
+    return f"{getattr(call, '__module__', '')}.{jsonable(call)}{words}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import multiprocessing
 import os
 import time
@@ -17,8 +17,9 @@ import numpy as np
 import xarray as xr
 from threadpoolctl import threadpool_limits
 
+from ..core.files import plain, seal, unseal, write_file
 from ..io import arviz_bridge
-from ..io.store import write_json
+from ..io.manifest import jsonable
 from .data import Data
 from .predictive import as_predictive, score_predictive
 from .tables import Table
@@ -27,6 +28,8 @@ __all__ = ["Cell", "MEASURES", "make_cells", "read_cell"]
 
 MEASURES = ("rmse", "log_density", "crps", "accuracy", "brier", "coverage_50", "coverage_80", "coverage_90",
             "coverage_95", "rhat_worst", "rhat_median")
+
+PARTS = {"table", "split", "method", "error", "seconds", "guess", "num_train", "num_test", "num_inputs"}
 
 
 class Split(NamedTuple):
@@ -80,10 +83,12 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
     if not cell.path.is_file():
         return None
     try:
-        found = json.loads(cell.path.read_text(encoding="utf-8"))
-        there = found["identity"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{cell.path} is no cell of a board; remove it, or choose another path") from None
+        found = unseal(cell.path, lambda value: False)  # those of older versions have no seal
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; remove it, and it is made anew, or choose another path") from None
+    there = found.get("identity")
+    if not isinstance(there, dict) or not PARTS <= set(found):
+        raise ValueError(f"{plain(str(cell.path))} is no cell of a board; remove it, or choose another path")
     for name, value in cell.identity.items():
         if there.get(name) != value:
             raise ValueError(f"{cell.path} is that of another board: {name} = {there.get(name)!r} there, {value!r} "
@@ -141,7 +146,7 @@ def make_cell(cell: Cell) -> dict[str, Any]:
 
 def _write(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
     whole = {"table": cell.table, "split": cell.split, "method": cell.method, **found, "identity": cell.identity}
-    write_json(cell.path, whole)
+    write_file(cell.path, seal(jsonable(whole)))
     return whole
 
 
@@ -178,7 +183,8 @@ class _Worker:
 
     def give(self, cell: Cell) -> None:
         self.cell, self.since = cell, time.perf_counter()
-        self.connection.send(cell)
+        with contextlib.suppress(ConnectionError):  # it has ended, which is seen when it does not answer
+            self.connection.send(cell)
 
     def end(self) -> None:
         self.connection.close()
@@ -213,7 +219,10 @@ def make_cells(cells: Sequence[Cell], num_processes: int, timeout: float | None)
     try:
         while left or any(w.cell for w in workers):
             for worker in [w for w in workers if w.cell is None]:
-                if left:
+                if not worker.process.is_alive():  # not over a cell: nobody's fault
+                    worker.end()
+                    workers.remove(worker)
+                elif left:
                     worker.give(left.pop())
             while left and len(workers) < num_processes:
                 workers.append(_Worker(threads))

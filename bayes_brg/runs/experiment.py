@@ -123,8 +123,9 @@ class Experiment:
         for method, function in self.infer.items():
             if not callable(function):
                 raise TypeError(f"infer[{method!r}] must be a function, got {type(function).__name__}")
-            if not str(method).replace("_", "").isalnum():  # it names files
-                raise TypeError(f"infer: method name {method!r} must be letters, digits and underscores")
+            if not isinstance(method, str) or not method.replace("_", "").isalnum() or len(method.encode()) > 100:
+                raise TypeError(f"infer: method name {method!r} must be text of letters, digits and underscores, at "
+                                "most 100 bytes: it names files")
 
     def with_settings(self, overrides: Mapping[str, Any] | None = None) -> Settings:
         """Default settings with some replaced. Text is read as the default's type.
@@ -140,7 +141,8 @@ class Experiment:
                 raise ValueError(f"experiment {self.name!r} has no setting {name!r}{nearest(name, values)}; "
                                  f"its settings are {', '.join(values)}")
             values[name] = like(values[name], value, name)
-        check_count(values["seed"], "seed", minimum=0)
+        if check_count(values["seed"], "seed", minimum=0) >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {values['seed']}")
         return Settings(values)
 
     def run(self, out: str | Path | None = None, settings: Mapping[str, Any] | None = None, *,

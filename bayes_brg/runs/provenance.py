@@ -9,12 +9,14 @@ import os
 import platform
 import sys
 import sysconfig
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-__all__ = ["NUMBERS", "fingerprint", "imported", "is_file", "machine", "versions"]
+__all__ = ["NUMBERS", "fingerprint", "imported", "is_file", "machine", "named", "versions", "warn_of_change"]
 
 NUMBERS = ("bayes_brg", "jax", "jaxlib", "numpyro", "numpy", "scipy", "optax", "blackjax")
 """Packages of which another version may give other numbers."""
@@ -23,6 +25,22 @@ NUMBERS = ("bayes_brg", "jax", "jaxlib", "numpyro", "numpy", "scipy", "optax", "
 def is_file(path: Any) -> bool:
     """Whether a setting names a file that is there."""
     return isinstance(path, str) and path != "" and Path(path).is_file()
+
+
+def named(source: str | Path, settings: Mapping[str, Any]) -> str:
+    """The file of a run as the command that runs it again names it: of our own templates, the table that was given."""
+    path = Path(source)
+    if settings.get("data") and path.parent == Path(__file__).parent / "templates":
+        return str(settings["data"])
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def warn_of_change(path: str | Path, manifest: Mapping[str, Any], stacklevel: int = 3) -> None:
+    """Say that a file is not the one by which a run was made: what it makes anew may be something else."""
+    held = manifest.get("source")
+    if held is not None and is_file(str(path)) and fingerprint(Path(path)) != held:
+        warnings.warn(f"{path} is not the file by which the run was made, or has changed since (its SHA-256 is "
+                      "another): what is made anew may not be what it was", UserWarning, stacklevel=stacklevel)
 
 
 def fingerprint(path: Path) -> dict[str, str]:

@@ -26,15 +26,14 @@ from ..posterior import Posterior
 from . import html, verdicts
 from .experiment import Experiment, load_experiment, named_figures
 from .measures import own_scores, scores_in_units
+from .provenance import warn_of_change
 from .sampling import figure_of, how_sampled
-from .stages import caption, make_data
+from .stages import OWN_FIGURES, caption, make_data
 from .verdicts import Verdict, plus_minus
 
 __all__ = ["report"]
 
 ENTRIES = 200  # of φ, and of a site's weights, that convergence is judged at
-OWN_FIGURES = {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "field_cumulants",
-               "field_couplings"}
 OWN_TABLES = ("summary", "encoding")
 
 
@@ -68,6 +67,7 @@ def report(run: Run | str | Path, path: str | Path | None = None, *,
     """
     run = run if isinstance(run, Run) else load_run(run)
     if experiment is not None and not isinstance(experiment, Experiment):
+        warn_of_change(experiment, run.manifest)
         experiment = load_experiment(experiment)
     if experiment is not None and experiment.name != run.name:
         raise ValueError(f"{run.path} is a run of {run.name!r}, not of {experiment.name!r}; give the file that "

@@ -35,10 +35,14 @@ from ..posterior import Posterior
 from .data import Data, data_dataset
 from .flow_kinds import flow_kind
 from .measures import measure, measure_couplings, summarize
-from .provenance import NUMBERS, fingerprint, imported, is_file, machine, versions
+from .provenance import NUMBERS, fingerprint, imported, is_file, machine, named, versions
 from .settings import Settings, nearest
 
 __all__ = ["make_data", "make_flow", "make_probe", "run_stages"]
+
+OWN_FIGURES = {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "field_cumulants",
+               "field_couplings"}
+"""Figures of every run, or of those that measure couplings."""
 
 
 class Stage(NamedTuple):
@@ -65,13 +69,18 @@ class Work:
     data: Data
     probe: Any
     fitted: dict[str, Posterior] = field(default_factory=dict)  # the last method's, which its flow need not read
-    written: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the stage at work: records of its files
+    stage: str = ""  # the one at work
+    written: dict[str, dict[str, Any]] = field(default_factory=dict)  # by it: records of its files
 
     def posterior(self, method: str) -> Posterior:
         return self.fitted.get(method) or self.run.read_posterior(method)
 
     def write(self, name: str, content: bytes | memoryview, numbers: str | None = None) -> None:
         """A file of the run, whole or not at all, and its record."""
+        for stage, done in self.run.manifest["stages"].items():
+            if stage != self.stage and name in done.get("files", {}):
+                raise ValueError(f"the stages {stage!r} and {self.stage!r} both leave {name}; give what the experiment "
+                                 "itself makes of its run another name")
         store.write_file(self.run.path / name, content, root=self.run.path)
         self.written[name] = record(content, numbers)
 
@@ -304,8 +313,8 @@ def continue_run(experiment: Any, path: Path, settings: Settings, show: bool, so
                  keep_weights: bool, accept_changed: bool, who: dict[str, Any]) -> Run:
     """The stages of a run whose directory is ours."""
     manifest = store.open_run(path, who, accept_changed)
-    if source is not None:  # as it was named: the command that runs it again
-        manifest["file"] = Path(source).name if Path(source).is_absolute() else Path(source).as_posix()
+    if source is not None:
+        manifest["file"] = named(source, settings)
     run = Run(path, manifest)
     if not manifest["stages"]:  # before anything else: from now on the directory is a run
         manifest |= surroundings(settings)
@@ -315,6 +324,8 @@ def continue_run(experiment: Any, path: Path, settings: Settings, show: bool, so
         store.write_manifest(path, manifest)
     if run.finished and not todo and (keep_weights or manifest.get("weights") is False):
         check_versions(experiment, run, accept_changed, refuse=False)
+        if accept_changed:
+            store.write_manifest(path, manifest)
         return run
     check_versions(experiment, run, accept_changed)
     manifest |= surroundings(settings)
@@ -323,12 +334,12 @@ def continue_run(experiment: Any, path: Path, settings: Settings, show: bool, so
         data = make_data(experiment, settings)
         work = Work(experiment, settings, run, experiment.model(settings), data, make_probe(experiment, settings, data))
         check_same_data(work, accept_changed)
-        changed: set[str] = set()  # stages whose numbers are others than before
+        if todo:
+            manifest["finished"] = False
         for stage in every:
-            if stage.name in todo or any(stage.after(name) for name in changed):
+            if stage.name in todo:
                 bar.set_postfix_str(stage.name)
-                if timed(stage, work):
-                    changed.add(stage.name)
+                todo |= timed(stage, work, every)
             bar.update()
         if not keep_weights or manifest.get("weights") is False:
             manifest["weights"] = False
@@ -339,18 +350,35 @@ def continue_run(experiment: Any, path: Path, settings: Settings, show: bool, so
     return run
 
 
-def timed(stage: Stage, work: Work) -> bool:
-    """Run a stage and write it down in the manifest: only then is it finished. Whether its numbers are others now."""
+def timed(stage: Stage, work: Work, every: Iterable[Stage]) -> set[str]:
+    """Run a stage and write it down in the manifest: only then is it finished.
+
+    Where its numbers are others than before, the stages that were made of them are finished no more, and returned.
+    """
     done, start = work.run.manifest["stages"], time.perf_counter()
     before = done.get(stage.name, {}).get("files", {})
-    work.written = {}
+    work.stage, work.written = stage.name, {}
     stage.make(work)
     changed = any(found.get("content") != before[name].get("content") for name, found in work.written.items()
                   if "content" in before.get(name, {}))
     done[stage.name] = {"seconds": round(time.perf_counter() - start, 3), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                         "versions": versions(), "files": work.written}
+    others = made_of(stage.name, every) if changed else set()
+    for name in others & set(done):  # in the same breath: whoever comes after a death must not take them for whole
+        del done[name]
+        if name.startswith("flow "):
+            work.run.manifest["results"].pop(name.removeprefix("flow "), None)
     store.write_manifest(work.run.path, work.run.manifest)
-    return changed
+    return others
+
+
+def made_of(name: str, every: Iterable[Stage]) -> set[str]:
+    """Stages whose numbers are made of a stage's, at first or further hand."""
+    found = [name]
+    for stage in every:  # in the order in which they are run
+        if stage.name != name and any(stage.after(one) for one in found):
+            found.append(stage.name)
+    return set(found[1:])
 
 
 # -- what is done already -------------------------------------------------------------------------------------
@@ -380,7 +408,8 @@ def check_versions(experiment: Any, run: Run, accept: bool, refuse: bool = True)
     for name, stage in run.manifest["stages"].items():
         if "files" not in stage:
             old.append(f"{name} (an older version, without checksums)")
-        elif then := [f"{k} {stage['versions'].get(k)}" for k in NUMBERS if stage["versions"].get(k) != now.get(k)]:
+        elif then := [f"{k} {held.get(k)}" for held in [stage.get("versions", {})] for k in NUMBERS
+                      if held.get(k) != now.get(k)]:
             old.append(f"{name} ({', '.join(then)})")
     if not old:
         return
@@ -403,7 +432,8 @@ def know_files(experiment: Any, run: Run) -> None:
     claimed = {name: stage.name for stage in every for name in stage.files}
     for name in there:
         if name not in claimed and not name.startswith(("manifest", "report")):
-            claimed[name] = "data" if name.startswith("encod") else "figures" if "/" in name else "extras"
+            own = Path(name).stem in {*OWN_FIGURES, *experiment.figures} or not experiment.extras
+            claimed[name] = "data" if name.startswith("encod") else "figures" if "/" in name and own else "extras"
     for name, stage in run.manifest["stages"].items():
         stage["files"] = {f: record(inside(run.path, f).read_bytes()) for f in there if claimed.get(f) == name}
         stage["versions"] = dict(run.manifest.get("versions", {}))
@@ -413,7 +443,12 @@ def know_files(experiment: Any, run: Run) -> None:
 def check_same_data(work: Work, accept: bool) -> None:
     """Refuse to go on with other data than the first stages had: a model file may read what no setting names."""
     then = work.run.manifest["stages"].get("data", {}).get("files", {}).get("data.nc", {}).get("content")
-    if then is None or accept or then == content_digest({None: data_dataset(work.data, work.probe)}):
+    if then is None or then == content_digest({None: data_dataset(work.data, work.probe)}):
+        return
+    if accept:
+        said = "the data that later stages had are not those in data.nc: what the model file reads has changed since"
+        noted = work.run.manifest.setdefault("accepted", [])
+        noted += [] if said in noted else [said]
         return
     raise ValueError(f"the data that the experiment makes now are not those in {work.run.path / 'data.nc'}: what its "
                      "model file reads has changed since; choose another directory with --out, or mix the two with "

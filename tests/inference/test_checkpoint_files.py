@@ -77,6 +77,17 @@ def test_every_damage_is_noticed_and_named(whole, tmp_path):
     assert_same(run(hmc, tmp_path / "run"), whole[1])
 
 
+def test_whole_files_of_others_are_not_taken_for_ones_own(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    blocks = sorted((tmp_path / "run").glob("draws_*.npz"))
+    kept = blocks[0].read_bytes()
+    shutil.copy(blocks[1], blocks[0])
+    with pytest.raises(ValueError, match=f"{blocks[0].name} is damaged: it is another file"):
+        run(hmc, tmp_path / "run")
+    blocks[0].write_bytes(kept)
+    assert_same(run(hmc, tmp_path / "run"), whole[1])
+
+
 def test_a_second_process_is_refused(whole):
     with files.Owner(whole[0]), pytest.raises(ValueError, match=rf"is written by process {os.getpid()} on "):
         run(hmc, whole[0])

@@ -364,6 +364,13 @@ def test_hostile_netcdf(kind):
         netcdf.Netcdf(source, "f.nc")
 
 
+def test_many_names_of_a_large_file_are_no_bomb():
+    names = [f"place {i}" for i in range(300)]
+    whole = xr.Dataset({"a": (("x", "y"), np.ones((300, 1000)))}, {"x": names})
+    content = bytes(netcdf.to_bytes({None: whole}))
+    assert netcdf.Netcdf(io.BytesIO(content), "f.nc").read().identical(whole)
+
+
 def test_damaged_netcdf_is_named():
     content = bytes(netcdf.to_bytes({None: xr.Dataset({"a": ("x", np.arange(9))})}))
     for bad in (b"", b"junk", content[:700], content[700:]):

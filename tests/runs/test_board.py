@@ -148,6 +148,42 @@ def test_cells_of_another_board_are_not_taken_for_ones_own(made, tmp_path):
         brg.board(tables(), [linear], splits=1, key=KEY, path=tmp_path, progress_bar=False)
 
 
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, x, y, x_test, *, key, num_classes=0):
+        return {"loc": np.full(len(x_test), self.value), "scale": np.ones(len(x_test))}
+
+
+def test_cells_are_known_by_their_bytes_and_methods_by_what_they_hold(tmp_path):
+    one = {"small": tables()["small"]}
+
+    def held(value):
+        return lambda x, y, x_test, *, key, num_classes=0: Constant(value)(x, y, x_test, key=key)
+
+    def made(value):
+        return brg.board(one, {"object": Constant(value), "function": held(value)}, splits=1, key=KEY, path=tmp_path,
+                         progress_bar=False).table["rmse"].tolist()
+
+    first = made(7.0)
+    assert made(7.0) == first
+    cell = tmp_path / "small" / "0" / "object.json"
+    with pytest.raises(ValueError, match="object.json is that of another board: method = "):
+        made(8.0)
+    cell.unlink()
+    with pytest.raises(ValueError, match="function.json is that of another board: method = "):
+        made(8.0)
+    made_again = made(7.0)
+    content = cell.read_bytes()
+    assert made_again == first
+    for bad, said in ((content.replace(b'"rmse": ', b'"rmse": 1'), "is damaged"), (content[:-9], "cannot be read"),
+                      (b"[]", "no JSON object"), (b'{"identity": []}', "no cell of a board")):
+        cell.write_bytes(bad)
+        with pytest.raises(ValueError, match=f"object.json {said}|object.json .*{said}"):
+            made(7.0)
+
+
 def test_tables_with_fixed_splits_and_names(tmp_path, monkeypatch):
     table = tables()["small"]
     mask = (np.arange(60)[:, None] % 3 == np.arange(3)).astype(int)
@@ -171,7 +207,7 @@ def test_tables_with_fixed_splits_and_names(tmp_path, monkeypatch):
     (["lniear"], {}, "method must be one of"),
     ([linear, linear], {}, "two methods are called 'linear'"),
     ([], {}, "name a method"),
-    ([3], {}, "a method is a function or one of default, map"),
+    ([3], {}, "a method is a function or one of default, stacked, map"),
     ({"a/b": linear}, {}, "label names files"),
     ({"here": lambda x, y, x_test, **_: 0}, {"num_processes": 2}, "cannot be sent to another process"),
     ([linear], {"splits": 0}, "splits must be"),

@@ -1,6 +1,7 @@
 """A run that dies, is damaged, meets a full disk or comes from a stranger: nothing is lost, and nobody let in."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,7 +25,8 @@ from bayes_brg.cli import main
 from bayes_brg.core import files
 from bayes_brg.io import manifest as manifests
 from bayes_brg.io import store
-from bayes_brg.runs import stages
+from bayes_brg.runs import provenance, stages
+from bayes_brg.runs.table_experiment import TABLE_FILE
 
 X = jnp.linspace(-1, 1, 6)[:, None]
 CALLS: list[str] = []
@@ -282,6 +284,45 @@ def test_what_depends_on_other_numbers_is_redone(copy):
     assert CALLS == ["exact"]
 
 
+def test_death_after_other_numbers_leaves_no_mixture(copy, monkeypatch):
+    """What was made of the numbers before is done no more, from the moment that the others are there."""
+    import dataclasses
+
+    def shifted(model, x, y, key, settings):
+        found = exact("exact")(model, x, y, key, settings)
+        return found.replace(samples={"w": found.samples["w"] + 1})
+
+    def dead(*args):
+        raise Killed
+
+    changed = dataclasses.replace(EXPERIMENT, infer={"exact": shifted, "other": exact("other")})
+    before = numbers(copy)
+    (copy / "posterior.nc").unlink()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="posterior.nc is missing"):
+        patch.setattr(stages, "measure", dead)
+        with pytest.raises(Killed):
+            run_into(copy, changed)
+    half = brg.load_run(copy)
+    assert not half.finished and set(half.manifest["stages"]) == {"data", "posterior exact", "posterior other"}
+    assert half.manifest["results"] == {}
+    run_into(copy, changed)
+    after = numbers(copy)
+    assert {n for n in before if before[n] != after[n]} == {"posterior.nc", "flow.nc", "summary.csv", "own.csv"}
+    assert brg.load_run(copy, verify=True).finished
+
+
+def test_two_stages_do_not_leave_one_file(tmp_path):
+    import dataclasses
+
+    import pandas as pd
+    same = dataclasses.replace(EXPERIMENT, extras=lambda run, flows: {"summary": pd.DataFrame({"a": [1.0]})})
+    with pytest.raises(ValueError, match="the stages 'summary' and 'extras' both leave summary.csv"):
+        run_into(tmp_path / "r", same)
+    assert brg.load_run(tmp_path / "r").summary["cutoff"].tolist() == [0, 1, 4]
+    run_into(tmp_path / "r")
+    assert brg.load_run(tmp_path / "r", verify=True).finished
+
+
 def test_weights_that_were_dropped_are_made_anew_where_they_are_needed(copy, whole):
     run_into(copy, keep_weights=False)
     bare = numbers(copy)
@@ -352,6 +393,44 @@ def test_data_that_change_without_a_word_are_refused(copy):
     (copy / "own.csv").unlink()
     with pytest.warns(UserWarning, match="own.csv is missing"), pytest.raises(ValueError, match="data.nc.*has changed"):
         run_into(copy, other)
+    with pytest.warns(UserWarning, match="own.csv is missing"):
+        run_into(copy, other, accept_changed=True)
+    assert "not those in data.nc" in brg.load_run(copy).manifest["accepted"][0]
+
+
+def test_what_was_accepted_of_a_finished_run_is_written_down(tmp_path, capsys):
+    (tmp_path / "line.py").write_text(FILE)
+    (tmp_path / "line_helper.py").write_text(HELPER)
+    command = ["run", str(tmp_path / "line.py"), "--out", str(tmp_path / "r"), "--quiet"]
+    assert main(command) == 0
+    (tmp_path / "line.py").write_text(FILE + "# other\n")
+    assert main(command) == 2 and "by a model file that has changed since" in capsys.readouterr().err
+    assert main([*command, "--accept-changed"]) == 0 and main(command) == 0
+    assert len(brg.load_run(tmp_path / "r").manifest["accepted"]) == 1
+
+
+def test_objects_are_known_by_their_parts():
+    class Part:
+        def __init__(self, size):
+            self.size = size
+
+    assert manifests.jsonable(Part(1)) == manifests.jsonable(Part(1)) != manifests.jsonable(Part(2))
+    first, again = (manifests.jsonable(functools.partial(lambda a, b: a, k)) for k in (1, 1))
+    assert first == again != manifests.jsonable(functools.partial(lambda a, b: a, 2))
+
+
+def test_a_table_is_named_by_what_makes_its_run_anew(tmp_path):
+    assert provenance.named(TABLE_FILE, {"data": "my table.csv"}) == "my table.csv"
+    assert provenance.named("/a/models/line.py", {"data": "my table.csv"}) == "line.py"
+    said = manifests.remedy(tmp_path, {"file": "my table.csv", "settings": {"data": "my table.csv", "target": "a b"}})
+    assert "bayes-brg run 'my table.csv' --target 'a b' --out" in said
+
+
+@pytest.mark.parametrize("name", ["m" * 101, 1, "a-b", "é" * 51])
+def test_methods_whose_names_no_manifest_takes_are_refused(name):
+    import dataclasses
+    with pytest.raises(TypeError, match="at most 100 bytes: it names files"):
+        dataclasses.replace(EXPERIMENT, infer={name: exact("exact")})
 
 
 def test_a_run_without_checksums(copy):
