@@ -152,7 +152,7 @@ class Experiment:
 
         A stage that an interrupted run of the same experiment and settings finished is read, not run again; since
         every stream has its own key, the result is the same. So it is with a file that was damaged or removed: a
-        warning names it, and its stage alone is made anew.
+        warning names it, and its stage alone is made anew. Runs in threads of one process wait for each other.
 
         Parameters
         ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,7 @@ from .settings import Settings, nearest
 
 __all__ = ["make_data", "make_flow", "make_probe", "run_stages"]
 
+ONE = threading.RLock()  # NumPyro's handlers are the process's: two threads at work would trace each other's models
 OWN_FIGURES = {"phi_before_flow", "loss_along_flow", "phi_either_side", "phi_moments", "field_cumulants",
                "field_couplings"}
 """Figures of every run, or of those that measure couplings."""
@@ -294,6 +296,7 @@ def run_stages(experiment: Any, path: Path, settings: Settings, show: bool, sour
     who = identity(experiment, settings, source)
     store.check_place(path)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ONE)
         try:
             make_directory(path)
             stack.enter_context(Owner(path))

@@ -22,6 +22,7 @@ from .experiment import Experiment
 from .measures import own_scores
 from .peers import PEERS, installed
 from .predictive import as_predictive, score_predictive
+from .provenance import fingerprint, is_file
 from .tables import Table, load_table
 from .verdicts import ahead
 
@@ -112,7 +113,7 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
     Experiment
     """
     @lru_cache(maxsize=4)
-    def read(path: str, target: str, test_column: str, task: str) -> Table:
+    def read(path: str, target: str, test_column: str, task: str, content: str) -> Table:
         if target and not path:
             raise ValueError(f"target {target!r} is a column of no table; name its file, --data FILE")
         if path:
@@ -125,7 +126,8 @@ def table_experiment(name: str, table: Callable[[], Table] | None = None,
 
     def chosen_table(chosen) -> Table:
         task = chosen.task if classes is None else "classification" if classes else "regression"
-        return read(chosen.data, chosen.target, chosen.test_column, task)
+        content = fingerprint(Path(chosen.data))["sha256"] if is_file(chosen.data) else ""  # a file may change
+        return read(chosen.data, chosen.target, chosen.test_column, task, content)
 
     def network(chosen):
         return model(chosen, chosen_table(chosen))

@@ -419,6 +419,17 @@ def test_objects_are_known_by_their_parts():
     assert first == again != manifests.jsonable(functools.partial(lambda a, b: a, 2))
 
 
+def test_a_table_that_has_changed_is_read_again(tmp_path):
+    experiment = brg.table_experiment("t")
+    settings = experiment.with_settings({"data": str(tmp_path / "t.csv"), "target": "y"})
+    for value in (1, 3):
+        (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{i},{i * value + 0.5}\n" for i in range(40)))
+        data = stages.make_data(experiment, settings)
+        y = data.own.back(np.asarray(data.y)).ravel()
+        assert np.allclose((y - 0.5) / value, np.round((y - 0.5) / value), atol=1e-3)
+        assert y.max() > 35 * value
+
+
 def test_a_table_is_named_by_what_makes_its_run_anew(tmp_path):
     assert provenance.named(TABLE_FILE, {"data": "my table.csv"}) == "my table.csv"
     assert provenance.named("/a/models/line.py", {"data": "my table.csv"}) == "line.py"
@@ -504,6 +515,13 @@ def test_a_finished_run_where_nothing_can_be_written(copy, monkeypatch):
     (copy / "flow.nc").write_bytes(b"")
     with pytest.warns(UserWarning, match="flow.nc is damaged"), pytest.raises(files.WriteError, match="writable"):
         run_into(copy)
+
+
+def test_runs_in_threads_wait_for_each_other(tmp_path, whole):
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(2) as pool:
+        for run in pool.map(lambda name: run_into(tmp_path / name), "ab"):
+            assert numbers(run.path) == numbers(whole)
 
 
 def test_a_second_process_is_refused_by_name(copy, capsys):
