@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.batching import progress
 from ..core.checks import check_choice, check_count, check_key, check_positive
-from ..core.files import short
+from ..core.files import short, sweep
 from ..core.keys import name_key
 from ..diagnostics.better import Better, correlated_t, signed_rank
 from ..io.manifest import ADDRESS, jsonable
@@ -230,6 +230,8 @@ def board(tables: Any, methods: Any, *, splits: int | Sequence[int] = 10, key: A
                             "options": options, "precision": "float64" if jax.config.jax_enable_x64 else "float32"}
                 cells.append(Cell(name, label, split, source.table, rows, call, (data, str(jax.random.key_impl(one))),
                                   options, identity, root / name / str(split) / f"{label}.json"))
+    for folder in {root, *(cell.path.parent for cell in cells)}:
+        sweep(folder)
     found = {cell.path: read_cell(cell) for cell in cells}
     todo = [c for c in cells if (there := found[c.path]) is None or (retry_failed and there["error"])]
     with progress(desc="board", total=len(cells), unit="cell", show=progress_bar) as bar:
