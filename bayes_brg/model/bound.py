@@ -69,6 +69,8 @@ class BoundModel:
         Whether a deterministic site ``"phi"`` says what the output is.
     weighted : bool
         Whether data have weights (`handlers.scale`, `handlers.mask`); see `weights` and `seen`.
+    target_shape : tuple of int, optional
+        Shape of one datum's target in a general model.
     """
 
     fn: Callable
@@ -77,6 +79,7 @@ class BoundModel:
     likelihood: Likelihood | None = field(default=None, compare=False)
     has_phi: bool = False
     weighted: bool = False
+    target_shape: tuple[int, ...] | None = field(default=None, compare=False, kw_only=True)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -359,8 +362,13 @@ class BoundModel:
 
     # -- targets, structure -------------------------------------------------------------------------------
     def targets(self, y: Any, outputs: int | None = None) -> jax.Array:
-        """Bring targets to the observed site's shape. General models say for themselves what they accept."""
-        return check_array(y, "y", finite=False)
+        """Bring targets to the observed site's shape, (n, 1) to (n,) and the like; refuse what would broadcast."""
+        y, shape = check_array(y, "y", finite=False), self.target_shape
+        if shape is None or y.shape[1:] == shape:
+            return y
+        if y.ndim and [k for k in y.shape[1:] if k != 1] == [k for k in shape if k != 1]:
+            return y.reshape(y.shape[0], *shape)
+        raise ValueError(f"y has shape {y.shape} but the model observes {(*y.shape[:1], *shape)}")
 
     def check_params(self, samples: Mapping, source: str, lead: int = 2) -> Params:
         """Values of the model's sites out of `samples`; refuse those whose sites or shapes are not the model's."""
@@ -370,7 +378,10 @@ class BoundModel:
                              f"it has {', '.join(samples)}")
         params = {s: check_array(samples[s], f"{source}[{s!r}]", finite=False, axes=()) for s in self.names}
         for site in self.sites:
-            shape = params[site.name].shape[lead:]
+            shape, dtype = params[site.name].shape[lead:], params[site.name].dtype
+            if lead and not site.discrete and not jnp.issubdtype(dtype, jnp.floating):
+                raise ValueError(f"{source}: the draws of site {site.name!r} are whole numbers ({dtype}), and would "
+                                 "stay such along a flow; pass them as floats")
             if shape != site.shape:
                 local = "; it has one row a datum, and is known at the training inputs alone" if site.local else ""
                 raise ValueError(f"{source}: site {site.name!r} has shape {shape} per draw, the model expects "
@@ -468,4 +479,5 @@ def _bound(model: Callable, found: Findings) -> BoundModel:
             improper=isinstance(unwrap(d), dist.ImproperUniform), discrete=bool(d.support.is_discrete),
             local=name in found.local,
         ))
-    return BoundModel(model, tuple(sites), found.observed, None, found.has_phi, found.weighted)
+    return BoundModel(model, tuple(sites), found.observed, None, found.has_phi, found.weighted,
+                      target_shape=tuple(jnp.shape(found.trace[found.observed]["value"])[1:]))

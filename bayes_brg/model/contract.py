@@ -154,7 +154,8 @@ def _check_history(trace: dict, seen: dict, observed: str, n: int) -> None:
 def _check_as_given(trace: dict, seen: dict, observed: str) -> None:
     """Refuse a model that observes something made of y: samplers would see that, and everything else y itself."""
     given, found = (np.asarray(v) for v in (trace[observed]["value"][::-1], seen[observed]["value"]))
-    if given.size == found.size and _close(given.ravel(), found.ravel()):
+    same = given.shape == found.shape or given.size == found.size == 1
+    if same and _close(given.ravel(), found.ravel()):
         return
     raise ValueError(f"the observed site {observed!r} has not the values of y that the model was given, but what it "
                      "made of them: bring y to what is observed outside of the model")

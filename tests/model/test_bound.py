@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import bayes_brg as brg
+from bayes_brg.diagnostics.scores import training_density
 from bayes_brg.model.bound import bind
 
 X = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)
@@ -143,3 +144,33 @@ def test_factors_are_not_the_likelihood(x64):
     y = jnp.zeros(6)
     total = bound.log_prior(w, X) + bound.log_likelihood(w, X, y).sum() + bound.log_factors(w, X)
     assert float(bound.log_joint(w, X, y)) == pytest.approx(float(total), rel=1e-12)
+
+
+# -- what comes in ----------------------------------------------------------------------------------------------
+def line(x, y=None):
+    w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def test_targets_take_the_shape_of_what_is_observed():
+    """(n, 1) against a law of n numbers would broadcast to n² of them."""
+    y, bound = X[:, 0], bind(line, X)
+    np.testing.assert_array_equal(bound.targets(y[:, None]), y)
+    posterior = brg.prior(line, X, key=jax.random.key(0), num_samples=4)
+    one, other = (training_density(line, posterior, X, v)[1] for v in (y, y[:, None]))
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=r"y has shape \(6, 2\) but the model observes \(6,\)"):
+        bound.targets(X)
+
+    def reshapes(x, y=None):
+        w = numpyro.sample("w", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("y", dist.Normal((x @ w)[:, None], 1.0).to_event(1), obs=None if y is None else y[:, None])
+
+    with pytest.raises(ValueError, match="has not the values of y"):
+        bind(reshapes, X)
+
+
+def test_draws_of_whole_numbers_are_refused():
+    """A prior draw put among them would be cut to whole numbers."""
+    with pytest.raises(ValueError, match="site 'w' are whole numbers .int32., and would stay such along a flow"):
+        bind(line, X).check_params({"w": np.ones((1, 4, 2), np.int32)}, "posterior")
