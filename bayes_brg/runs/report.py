@@ -84,7 +84,7 @@ def report(run: Run | str | Path, path: str | Path | None = None, *,
                 "cutoff Λ are given back to the prior."]
     text = html.page(run.name, subtitle, sections)
     with replacing(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     return target
 
 
