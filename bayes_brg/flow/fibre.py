@@ -26,7 +26,7 @@ from ..posterior import Posterior
 from .cutoffs import working
 from .fibre_kernel import Fibre, FibreSpec, Tuning, Walk, fibre_of, land, walk, white
 from .renormalize import check_request
-from .sampled import SampledFlow, prior_refills
+from .sampled import SampledFlow, check_held, prior_refills
 
 __all__ = ["renormalize_fibre"]
 
@@ -139,6 +139,7 @@ def renormalize_fibre(model, posterior: Posterior, metric: Metric, *, cutoffs, k
         check_choice(start, "start", ("posterior", "prior")) == "prior")
     _check_metric(metric)
     _check_prior(bound, metric)
+    check_held(bound, metric.sites, metric.x)
     collapsed = _collapses(bound, metric, check_choice(readout, "readout", ("auto", "sampled", "collapsed")))
     refill_key = name_key(key, "refill")
     refill = prior_refills(bound, posterior, metric, refill_key)

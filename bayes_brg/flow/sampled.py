@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from .one_member import FlowSpec
 from .refills import Prior
 from .regulators import as_regulator
 
-__all__ = ["SampledFlow", "prior_draws", "prior_refills"]
+__all__ = ["SampledFlow", "check_held", "prior_draws", "prior_refills"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,6 +141,17 @@ def prior_draws(bound: BoundModel, posterior: Posterior, key: jax.Array, x: Any,
     flat = posterior.flat()
     members = {s: flat[s] for s in bound.names}, np.arange(posterior.size)
     return map_draws(_prior_one, (bound, sites), members, (key, x))
+
+
+def check_held(bound: BoundModel, flowing: Sequence[str], x: Any) -> None:
+    """Refuse a site that is held while one flows on which its prior depends: its density would have to be weighed."""
+    if len(flowing) == len(bound.names):
+        return
+    for s, parents in bound.parents(x).items():
+        moved = [p for p in parents if p in flowing]
+        if s not in flowing and moved:
+            raise ValueError(f"site {s!r} is held, but its prior depends on {moved[0]!r}, which flows; let both "
+                             "flow, or hold both")
 
 
 def prior_refills(bound: BoundModel, posterior: Posterior, metric: Metric, key: jax.Array) -> Params:

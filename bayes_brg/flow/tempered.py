@@ -20,7 +20,7 @@ from ..model.bound import BoundModel, bind
 from ..posterior import Posterior, work
 from .critical_scale import CriticalScale
 from .cutoffs import check_cutoffs
-from .sampled import SampledFlow, prior_draws
+from .sampled import SampledFlow, check_held, prior_draws
 from .tempering import Coordinates, Level, Options, Particle, Walk, effective, start_one
 from .thermodynamics import Path, bridge
 
@@ -299,15 +299,11 @@ def _flowing(bound: BoundModel, posterior: Posterior, x: Any, sites: Sequence[st
     chosen = tuple(s for s in bound.names if s in wanted)
     if not chosen:
         raise ValueError("sites names none; pass names of the model's sites, or leave it out")
-    parents = bound.parents(x) if len(chosen) < len(bound.names) else {}
-    for s in bound.names:
-        if bound.site(s).discrete and s in chosen:
+    for s in chosen:
+        if bound.site(s).discrete:
             raise ValueError(f"site {s!r} is discrete, and the moves need gradients: sum it out of the model, or leave "
                              "it out of sites=")
-        flowing = [p for p in parents.get(s, ()) if p in chosen]
-        if s not in chosen and flowing:
-            raise ValueError(f"site {s!r} is held, but its prior depends on {flowing[0]!r}, which flows; let both "
-                             "flow, or hold both")
+    check_held(bound, chosen, x)
     return chosen
 
 

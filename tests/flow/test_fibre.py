@@ -245,6 +245,15 @@ def test_requests_that_have_no_fibre():
     found = brg.prior(gammas, X, key=KEY, num_samples=4)
     with pytest.raises(ValueError, match="no exact map .*renormalize_tempered"):
         ask(brg.fisher(gammas, found, X, coordinates="unconstrained", **full), gammas, found)
+
+    def scaled(x, y=None):
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        w = numpyro.sample("w", dist.Normal(jnp.zeros(x.shape[1]), scale).to_event(1))
+        numpyro.sample("y", dist.Normal(x @ w * scale, 1.0), obs=y)
+
+    found = brg.prior(scaled, X, key=KEY, num_samples=4)
+    with pytest.raises(ValueError, match="'w' is held, but its prior depends on 'scale'"):
+        ask(brg.fisher(scaled, found, X, sites="scale", coordinates="unconstrained", **full), scaled, found)
     with pytest.warns(UserWarning, match="max_steps ended them"):
         ask(metric, max_steps=1, num_tuning=1, num_transitions=2, tolerance=1e-5)
 
