@@ -210,7 +210,7 @@ def test_tables_with_fixed_splits_and_names(tmp_path, monkeypatch):
     (["lniear"], {}, "method must be one of"),
     ([linear, linear], {}, "two methods are called 'linear'"),
     ([], {}, "name a method"),
-    ([3], {}, "a method is a function or one of default, stacked, map"),
+    ([3], {}, "a method is a function or one of default, map"),
     ({"a/b": linear}, {}, "label names files"),
     ({"here": lambda x, y, x_test, **_: 0}, {"num_processes": 2}, "cannot be sent to another process"),
     ([linear], {"splits": 0}, "splits must be"),
