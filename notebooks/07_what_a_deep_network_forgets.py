@@ -97,6 +97,9 @@ for row, (name, flow) in zip(axes, flows.items(), strict=True):
         ax.plot(x[:, 0], y[:, 0], ".", color="black", markersize=3)
         ax.set_title(f"{name}, Λ = {cutoff:g}", loc="left")
         ax.set_ylim(-3, 3)
+    row[0].set_ylabel(r"$\phi(x)$")
+for ax in axes[-1]:
+    ax.set_xlabel("$x$")
 
 # %% [markdown]
 # ## Where straight lines end
