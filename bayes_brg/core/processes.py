@@ -6,6 +6,7 @@ on its own devices, and all get the whole back by one collective of JAX's: what 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jax
@@ -42,8 +43,6 @@ def gathered(tree: Any, total: int) -> Any:
 
 def same_everywhere(value: bytes) -> bool:
     """Whether all processes have the same bytes: a collective."""
-    import hashlib
-
     from jax.experimental import multihost_utils
 
     digest = np.frombuffer(hashlib.sha256(value).digest(), np.uint8).astype(np.int32)

@@ -96,6 +96,7 @@ def start_one(space: Coordinates, params: Params, x: Any, y: Any) -> tuple[jax.A
 
 
 def native_one(space: Coordinates, particle: Particle, x: Any, y: Any) -> Params:
+    """The flowing sites of one particle, native coordinates."""
     params = space.native(particle.u, particle.held, x, y)
     return {s: params[s] for s in space.sites}
 

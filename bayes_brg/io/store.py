@@ -342,24 +342,18 @@ class Run:
     @cached_property
     def spectra(self) -> dict[str, xr.Dataset]:
         """Sloppiness spectrum of each method's metric, for `plots.spectrum`; of runs that kept it."""
-        found = {}
-        for method in self.methods:
-            held = self._read(self.file("flow", method),
-                              lambda file: file.read("spectrum") if "spectrum" in file.groups else None)
-            if held is not None:
-                found[method] = held
-        return found
+        return self._beside_flows("spectrum")
 
     @cached_property
     def sampling(self) -> dict[str, xr.Dataset]:
         """Diagnostics of each method's flow, where that was sampled scale by scale (`SampledFlow.diagnostics`)."""
-        found = {}
-        for method in self.methods:
-            held = self._read(self.file("flow", method),
-                              lambda file: file.read("sampling") if "sampling" in file.groups else None)
-            if held is not None:
-                found[method] = held
-        return found
+        return self._beside_flows("sampling")
+
+    def _beside_flows(self, group: str) -> dict[str, xr.Dataset]:
+        """A group of each method's flow file, of those that have it."""
+        found = {m: self._read(self.file("flow", m), lambda file: file.read(group) if group in file.groups else None)
+                 for m in self.methods}
+        return {m: held for m, held in found.items() if held is not None}
 
     @cached_property
     def data(self) -> xr.Dataset:
