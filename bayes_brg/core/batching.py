@@ -112,7 +112,8 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
     total = jax.tree.leaves(draws)[0].shape[0]
     if processes.count() == 1:
         return _map_here(fn, statics, draws, shared, chunk, desc, show, passes)
-    part = _map_here(fn, statics, processes.mine(draws), shared, chunk, desc, show, passes)
+    mine = processes.mine(draws, getattr(fn, "__qualname__", "a map over draws"), shared)
+    part = _map_here(fn, statics, mine, shared, chunk, desc, show, passes)
     return processes.gathered(part, total)
 
 

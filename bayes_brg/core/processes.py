@@ -21,12 +21,35 @@ def count() -> int:
     return jax.process_count()
 
 
-def mine(tree: Any) -> Any:
-    """This process's part of arrays with leading axis T: ⌈T/P⌉ in order, the last repeated where they run out."""
+def mine(tree: Any, what: str = "the work", shared: Any = ()) -> Any:
+    """This process's part of arrays with leading axis T: ⌈T/P⌉ in order, the last repeated where they run out.
+
+    A collective: what the processes were given is compared, by shapes, the first and last entries, and `shared`.
+
+    Raises
+    ------
+    ValueError
+        If it is not the same in all of them.
+    """
     total = jax.tree.leaves(tree)[0].shape[0]
+    ends = jax.tree.map(lambda a: a[np.array([0, total - 1])], tree)
+    if not same_everywhere(_bytes((what, total, ends, shared))):
+        raise ValueError(f"the {count()} processes of this job came to {what} with other numbers; each must run the "
+                         "same program on the same data and keys, and none may do work of its own in between")
     size = -(-total // count())
     index = np.minimum(np.arange(size) + size * jax.process_index(), total - 1)
     return jax.tree.map(lambda a: a[index], tree)
+
+
+def _bytes(tree: Any) -> bytes:
+    """Shapes, types and bytes of all leaves."""
+    parts = []
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        a = np.asarray(leaf)
+        parts += [f"{a.dtype}{a.shape}".encode(), a.tobytes()]
+    return b"".join(parts)
 
 
 def gathered(tree: Any, total: int) -> Any:

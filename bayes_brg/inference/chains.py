@@ -246,7 +246,7 @@ def run_chains(kernel: Kernel, key: jax.Array, start: Any, x: Any, y: Any, run: 
     if processes.count() == 1 or kernel.pooled:  # chains that tune together stay so: each process runs them all
         samples, stats, seconds = _run_here(kernel, key, keys, start, x, y, run, method)
     else:
-        my_keys, my_start = processes.mine((keys, start))
+        my_keys, my_start = processes.mine((keys, start), f"chains of {method}", (x, y))
         samples, stats, seconds = _run_here(kernel, key, my_keys, my_start, x, y, run, method)
         samples, stats = processes.gathered((samples, stats), chains)
     return Posterior({s: samples[s] for s in kernel.target.bound.names}, {**stats, **seconds}, method)

@@ -38,6 +38,13 @@ metric = brg.fisher(net, members, x)
 flow = brg.renormalize(net, members, metric, cutoffs=[0.0, 0.5, 2.0], key=key)
 found = {"w0": members.samples["w0"], "chains": chains.samples["w0"], "log_joint": chains.stats["log_joint"],
          "stiffness": metric.stiffness["w1"], "phi": flow.predict(x).values, "mean": flow.moments(x)["mean"].values}
+if count > 1:
+    try:
+        brg.predict(net, members, x + index)
+    except ValueError as error:
+        assert "with other numbers" in str(error), error
+    else:
+        raise AssertionError("other inputs in each process were taken")
 with place(folder / "run") as directory:
     directory.mkdir(exist_ok=True)
     (directory / "whose").write_text(str(index))
@@ -89,11 +96,20 @@ def test_a_job_that_fails_says_which_process_and_its_status(tmp_path, monkeypatc
 def test_parts_are_in_order_and_cover_all(monkeypatch):
     draws = {"a": jnp.arange(7), "k": jax.random.split(jax.random.key(0), 7)}
     monkeypatch.setattr(jax, "process_count", lambda: 3)
+    seen = []
+    monkeypatch.setattr(processes, "same_everywhere", lambda value: seen.append(value) or True)
     parts = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         parts.append(processes.mine(draws))
     assert [p["a"].tolist() for p in parts] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]  # of one size, as collectives want
+    assert len(set(seen)) == 1  # what is compared is what was given, the same in all
+    processes.mine({**draws, "a": draws["a"].at[-1].add(1)})
+    processes.mine(draws, shared=jnp.ones(2))
+    assert len(set(seen)) == 3
+    monkeypatch.setattr(processes, "same_everywhere", lambda value: False)
+    with pytest.raises(ValueError, match="the 3 processes of this job came to a map with other numbers"):
+        processes.mine(draws, "a map")
     assert (jax.random.key_data(parts[2]["k"]) == jax.random.key_data(draws["k"])[6]).all()
 
 
