@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    status = _status(arguments)
+    if status and getattr(arguments, "joined", False):
+        # At its exit JAX would wait, minutes long, for processes that wait for this one.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    return status
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say; the exit status, after a line about what went wrong."""
     try:
         with signals():
             arguments.command(arguments)
@@ -175,7 +187,10 @@ def _run(arguments: argparse.Namespace) -> None:
         join(*joined)
         import jax
 
-        arguments.quiet = arguments.quiet or jax.process_index() > 0
+        arguments.joined = True
+        if jax.process_index() > 0:  # process 0 speaks
+            arguments.quiet = True
+            warnings.simplefilter("ignore")
     _run_here(arguments)
 
 

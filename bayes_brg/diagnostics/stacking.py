@@ -130,12 +130,15 @@ def stacking(model, posterior: Posterior, x, y) -> Stacking:
     Raises
     ------
     ValueError
-        For a single chain, for chains too short, or draws without a log-likelihood.
+        For a single chain, for chains too short, for independent draws or draws without a log-likelihood.
 
     References
     ----------
     .. [1] Yao, Vehtari and Gelman, Stacking for non-mixing Bayesian computations, JMLR 23 (2022), arXiv:2006.12335.
     """
+    if np.any(np.asarray(posterior.stats.get("independent", False))):
+        raise ValueError(f"the {posterior.size} draws are independent of each other, and not chains to be "
+                         "weighed")
     if posterior.num_chains < 2 or posterior.num_draws < FEWEST:
         raise ValueError(f"stacking weighs chains, two and more of {FEWEST} draws and more; got {posterior.num_chains} "
                          f"of {posterior.num_draws}")

@@ -93,6 +93,9 @@ def renormalize(model, posterior: Posterior, metric: Metric, *, cutoffs, key, re
 def check_request(model: Callable, posterior: Posterior, metric: Metric, cutoffs: Any, key: Any
                   ) -> tuple[BoundModel, np.ndarray, jax.Array]:
     """The bound model, the cutoffs and the key, checked, and that the metric is of this model and this posterior."""
+    if not isinstance(metric, Metric):
+        raise TypeError(f"the third argument is a metric, brg.fisher(model, posterior, x), not a "
+                        f"{type(metric).__name__}")
     key, scales, bound = check_key(key), check_cutoffs(cutoffs), bind(model, metric.x)
     if bound.sites != metric.bound.sites:
         raise ValueError("the metric was computed for a model with other sites; compute it with brg.fisher on this one")

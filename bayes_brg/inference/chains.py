@@ -264,7 +264,8 @@ def _run_here(kernel: Kernel, key: jax.Array, keys: jax.Array, start: Any, x: An
           progress(desc=method, total=kernel.warmup + num_samples, unit="draw") as bar):
         if run.checkpoint is not None:
             disk = held.enter_context(Checkpoint(run.checkpoint, _identity(kernel, key, start, x, y, method, run)))
-            template = jax.eval_shape(partial(_begin, kernel, how), run_keys, start, x, y)
+            together = "vectorized" if how == "threads" else how  # the state of all chains, whoever runs them
+            template = jax.eval_shape(partial(_begin, kernel, together), run_keys, start, x, y)
             found = disk.load(run_keys, template)
         began = time.perf_counter()
         begin, block = ((_Apart(fn, statics, pool) if how == "threads" else _together(fn, statics))

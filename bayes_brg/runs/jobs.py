@@ -48,8 +48,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     if hasattr(jax.config, "jax_enable_preemption_service"):  # it takes SIGTERM for itself, by which a run ends
         jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT,
-                                   initialization_timeout=120)
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=120,
+                                   heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"no job could be joined ({error}); start the processes by bayes-brg launch -n N, by Slurm, "
                          "Open MPI or Kubernetes, or name --coordinator, --num-processes and --process-id") from None

@@ -70,6 +70,9 @@ def test_what_cannot_be_weighed_is_refused():
         stacking(level, chains([0.0]), X, Y)
     with pytest.raises(ValueError, match="got 2 of 5"):
         stacking(level, chains([0.0, 0.0], 5), X, Y)
+    members = chains([0.0, 0.0])
+    with pytest.raises(ValueError, match="the 400 draws are independent"):
+        stacking(level, members.replace(stats={**members.stats, "independent": True}), X, Y)
     found = stacking(level, chains([0.0, 0.1]), X, Y)
     with pytest.raises(ValueError, match="2 chains, the posterior has 3"):
         found.apply(chains([0.0, 0.0, 0.0]))

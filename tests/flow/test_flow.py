@@ -183,6 +183,8 @@ def test_bad_flows_are_refused(trained, metric):
         brg.renormalize(NET, brg.prior(NET, X, key=KEY, num_samples=5), metric, **common)
     with pytest.raises(TypeError, match="jax.random.key"):
         brg.renormalize(NET, trained, metric, cutoffs=[0.0], key=3)
+    with pytest.raises(TypeError, match="the third argument is a metric, .* not a ndarray"):
+        brg.renormalize(NET, trained, X, **common)
 
 
 def test_metrics_and_flows_introduce_themselves_in_a_line(trained):

@@ -71,3 +71,10 @@ def test_another_run_is_refused(tmp_path):
     wider = mlp((1,), activation="tanh", weight_std=1.2, likelihood=TINY.likelihood)
     with pytest.raises(ValueError, match="its (start|density_at_start) is"):
         run(hmc, tmp_path / "run", model=wider, num_samples=2)
+
+
+def test_chains_in_threads_go_on(tmp_path):
+    """The state of all chains is read back, though each has a program of its own."""
+    how = dict(chain_method="threads", num_warmup=100)
+    run(mclmc, tmp_path, num_samples=11, **how)
+    assert_same(run(mclmc, tmp_path, num_samples=24, **how), run(mclmc, num_samples=24, **how))

@@ -93,6 +93,32 @@ def test_a_job_that_fails_says_which_process_and_its_status(tmp_path, monkeypatc
     assert "of 2 ended with status 2" in said and "none.py" in said
 
 
+# One process fails where the other waits for it.
+ALONE = """
+import jax, jax.numpy as jnp
+import bayes_brg as brg
+X = jnp.linspace(-1, 1, 6)[:, None]
+def infer(model, x, y, key, settings):
+    if jax.process_index() == settings.which:
+        raise ValueError("this one alone")
+    return brg.ensemble(model, x, y, key=key, num_members=3)
+experiment = brg.Experiment("alone", lambda s: brg.mlp((3,)), lambda s, key: brg.Data(X, X, X, X), None,
+                            {"ensemble": infer}, settings={"which": 0})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_process_that_fails_ends_the_job_with_its_own_words(which, tmp_path, monkeypatch, capfd):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "alone.py").write_text(ALONE)
+    words = ["run", str(tmp_path / "alone.py"), "--out", str(tmp_path / "run"), "--set", f"which={which}"]
+    assert launch(2, words) == 2  # not that of JAX's barrier at exit, which waits five minutes and aborts
+    said = capfd.readouterr().err
+    assert "this one alone" in said and f"process {which} of 2 ended with status 2" in said
+
+
 def test_parts_are_in_order_and_cover_all(monkeypatch):
     draws = {"a": jnp.arange(7), "k": jax.random.split(jax.random.key(0), 7)}
     monkeypatch.setattr(jax, "process_count", lambda: 3)
