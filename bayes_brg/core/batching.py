@@ -110,14 +110,15 @@ def map_draws(fn: Callable, statics: tuple, draws: Any, shared: tuple = (), *, c
         Results with leading axis T.
     """
     total = jax.tree.leaves(draws)[0].shape[0]
+    small = passes * _effort(total, draws, shared) < SMALL  # of the whole: one program, however many share it
     if processes.count() == 1:
-        return _map_here(fn, statics, draws, shared, chunk, desc, show, passes)
+        return _map_here(fn, statics, draws, shared, chunk, desc, show, small)
     mine = processes.mine(draws, getattr(fn, "__qualname__", "a map over draws"), shared)
-    part = _map_here(fn, statics, mine, shared, chunk, desc, show, passes)
+    part = _map_here(fn, statics, mine, shared, chunk, desc, show, small)
     return processes.gathered(part, total)
 
 
-def _map_here(fn, statics, draws, shared, chunk, desc, show, passes) -> Any:
+def _map_here(fn, statics, draws, shared, chunk, desc, show, small) -> Any:
     """`map_draws` on this process's devices."""
     total = jax.tree.leaves(draws)[0].shape[0]
     devices = jax.local_device_count()
@@ -125,7 +126,6 @@ def _map_here(fn, statics, draws, shared, chunk, desc, show, passes) -> Any:
     if pad:
         draws = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], pad, axis=0)]), draws)
     padded = total + pad
-    small = passes * _effort(total, draws, shared) < SMALL
     blocks = 1 if desc is None or not show or small or _QUIET.get() else largest_divisor(padded // devices, 20)
     size = padded // blocks
     chunk = largest_divisor(size // devices, chunk)

@@ -96,7 +96,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        0, or the first exit status that is not; the others are then ended.
+        0, or the first exit status that is not (that of a signal only if all are); the others are then ended. Each
+        failure is a line of the error stream.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -112,10 +113,14 @@ def launch(count: int, arguments: Sequence[str]) -> int:
                 if status is None:
                     continue
                 del running[i]
+                if status:
+                    print(f"process {i} of {count} ended with status {status}", file=sys.stderr)
+                if status > 0 > failed:  # its own words, rather than what it did to another
+                    failed = status
                 if status and not failed:
                     failed, since = status, time.monotonic()  # type: ignore[assignment]
-                    print(f"process {i} of {count} ended with status {status}; the others end within a minute, and the "
-                          "same command goes on from the finished stages", file=sys.stderr)
+                    print("the others end within a minute, and the same command goes on from the finished stages",
+                          file=sys.stderr)
             if failed and time.monotonic() - since > GRACE:
                 break
             time.sleep(0.1)
